@@ -1,0 +1,511 @@
+"""The models: how the modules are put together, and their losses.
+
+`ObjectDLP` is DLPv2: images as particles and a background (arXiv 2306.05957, section 3.1). Shape letters: B batch,
+T frames, K particles, N proposals, C channels, H x W the image, g the glimpse's side, d and d_bg the widths of the
+appearance and of the background.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modules.modules import Architecture, Background, Foreground, Stage
+from modules.particles import BetaParams, Gaussian, Particles, Posterior, TensorTree
+from utils.config import Config, check_architecture
+from utils.errors import UserError
+from utils.loss_functions import ChamferLossKL, calc_kl, calc_kl_beta_dist, calc_reconstruction_loss
+
+VGG_LOSS_SCALE = 1e-3  # the whole loss is multiplied by it where the reconstruction is measured by VGG features
+
+
+@dataclass
+class Encoding(TensorTree):
+    """What encoding gives, frame by frame or merged into one batch."""
+
+    proposals: Tensor  # [*, N, 2]
+    posterior: Posterior
+    particles: Particles
+    glimpses: Tensor  # [*, K, C, g, g], cut at the particles
+
+
+@dataclass
+class Decoding(TensorTree):
+    """What decoding gives."""
+
+    glimpses: Tensor  # [*, K, 1 + C, g, g]: alpha, colours
+    foreground: Tensor  # [*, C, H, W]
+    alpha_masks: Tensor  # [*, K, 1, H, W]
+    bg: Tensor  # [*, C, H, W]
+    rec: Tensor  # [*, C, H, W]
+
+
+class ParticleModel(nn.Module):
+    """What every particle model has: foreground and background modules, priors, decoding, the static ELBO."""
+
+    def __init__(self, architecture):
+        super().__init__()
+        arch = self.architecture = architecture
+        check_architecture(
+            image_size=arch.image_size,
+            patch_size=arch.patch_size,
+            anchor_s=arch.anchor_s,
+            enc_channels=arch.enc_channels,
+            prior_channels=arch.prior_channels,
+            n_kp=arch.n_kp,
+            n_kp_enc=arch.n_kp_enc,
+            n_kp_prior=arch.n_kp_prior,
+            filtering_heuristic=arch.filtering_heuristic,
+            pad_mode=arch.pad_mode,
+            kp_activation=arch.kp_activation,
+            kp_range=arch.kp_range,
+            learned_feature_dim=arch.learned_feature_dim,
+            bg_learned_feature_dim=arch.bg_learned_feature_dim,
+            cdim=arch.cdim,
+        )
+        # The priors' parameters, under the published checkpoints' names.
+        self._constant("logvar_kp", math.log(arch.sigma**2))
+        mean_scale = 0.75 * arch.anchor_s
+        self._constant("mu_scale_prior", math.log(mean_scale / (1 - mean_scale + 1e-5)))
+        self._constant("logvar_scale_p", math.log(arch.scale_std**2))
+        self._constant("logvar_offset_p", math.log(arch.offset_std**2))
+        self._constant("obj_on_a_p", arch.obj_on_alpha)
+        self._constant("obj_on_b_p", arch.obj_on_beta)
+        self.fg_module = Foreground(arch)
+        self.bg_module = Background(arch)
+
+    def _constant(self, name, value):
+        self.register_buffer(name, torch.tensor(value))
+
+    # ------------------------------------------------------------------------------------------- encode and decode
+
+    def _encode_clip(self, x, stage, x_prior=None, prior_frames=None, train_prior=True, heuristic=None):
+        """Track the particles through a clip: frame 0 from the proposals, each later frame from the one before.
+
+        x: [B, T, C, H, W]; x_prior: the images that proposals are read from (default x); prior_frames: how many
+        frames have proposals of their own (default all; later ones repeat the last); train_prior: whether gradients
+        reach the prior. Returns an `Encoding`, [B, T, ...], without a background.
+        """
+        T = x.shape[1]
+        prior_frames = min(prior_frames or T, T)
+        x_prior = (x if x_prior is None else x_prior)[:, :prior_frames]
+        with torch.set_grad_enabled(train_prior and torch.is_grad_enabled()):
+            proposals = self.fg_module.propose(x_prior.flatten(0, 1), heuristic).unflatten(0, (-1, prior_frames))
+        frames = []
+        for t in range(T):
+            if t == 0:
+                anchors = self.fg_module.anchors(x[:, 0], proposals[:, 0])
+                frame = self.fg_module.encode(x[:, 0], anchors, stage)
+            else:
+                _, particles, glimpses = (tree.detach() for tree in frames[-1])
+                frame = self.fg_module.encode(
+                    x[:, t],
+                    particles.z,
+                    stage,
+                    refine=False,
+                    previous_glimpses=glimpses,
+                    previous_scale=particles.z_scale,
+                )
+            frames.append(frame)
+        posteriors, particles, glimpses = zip(*frames, strict=True)
+        proposals = proposals[:, [min(t, prior_frames - 1) for t in range(T)]]
+        return Encoding(proposals, Posterior.stack(posteriors), Particles.stack(particles), torch.stack(glimpses, 1))
+
+    def _encode_background(self, x, encoding, stage, mask=None):
+        """Add the background to an encoding of [B, ...] images, seen outside the particles or through `mask`.
+
+        Returns the mask, [B, 1, H, W].
+        """
+        if mask is None:
+            mask = self.fg_module.outside_mask(encoding.particles.detach())
+        encoding.posterior.bg = self.bg_module.encode(x, mask)
+        encoding.particles.z_bg = encoding.posterior.bg.sample(stage.deterministic)
+        return mask
+
+    def _decode(self, particles, noisy=False):
+        """`Particles` [B, K, ...] -> `Decoding`."""
+        foreground = self.fg_module.decode(particles, noisy)
+        return self._add_background(foreground, particles.z_bg)
+
+    def _add_background(self, foreground, z_bg):
+        glimpses, image, bg_mask, alpha_masks = foreground
+        bg = self.bg_module.decode(z_bg)
+        return Decoding(glimpses, image, alpha_masks, bg, bg_mask * bg + image)
+
+    def _autoencode(self, x, encoding, stage, bg_masks_from_fg):
+        """Encode the background of [B, C, H, W] images and decode all. Completes `encoding`; returns a `Decoding`."""
+        foreground = self.fg_module.decode(encoding.particles, stage.noisy)
+        self._encode_background(x, encoding, stage, foreground[2] if bg_masks_from_fg else None)
+        return self._add_background(foreground, encoding.particles.z_bg)
+
+    def decode_all(self, z, z_features, z_bg, obj_on, z_depth=None, noisy=False, z_scale=None):
+        """Draw particles.
+
+        z: [B, K, 2]; z_features: [B, K, d]; z_bg: [B, d_bg]; obj_on: [B, K]; z_depth: [B, K, 1] (default: all
+        equal); z_scale: [B, K, 2] logits (default: the anchors' scale). Returns a dict of `rec`, `bg`,
+        `dec_objects_trans` (the foreground), `dec_objects` (decoded glimpses) and `alpha_masks`.
+        """
+        if z_depth is None:
+            z_depth = torch.zeros_like(z[..., :1])
+        if z_scale is None:
+            z_scale = torch.full_like(z, self.architecture.glimpse_size / self.architecture.image_size).logit()
+        decoding = self._decode(Particles(z, z_scale, z_depth, obj_on, z_features, z_bg), noisy)
+        return {
+            "rec": decoding.rec,
+            "dec_objects": decoding.glimpses,
+            "dec_objects_trans": decoding.foreground,
+            "bg": decoding.bg,
+            "alpha_masks": decoding.alpha_masks,
+        }
+
+    # ----------------------------------------------------------------------------------------------------- the loss
+
+    def _static_kl(self, posterior, proposals, stage, kl_balance):
+        """The static KL terms, [B] each, by name. posterior: [B, K, ...]; proposals: [B, N, 2]."""
+        narrow = posterior.z_base.new_tensor(2 * math.log(0.1))
+        offset_logvar, scale_logvar = (narrow, narrow) if stage.fixed_scale else (self.logvar_offset_p, self.logvar_scale_p)
+        a, b = (0.2, 0.1) if stage.fixed_scale else (self.obj_on_a_p, self.obj_on_b_p)
+        obj_on = posterior.obj_on
+        a, b = torch.as_tensor(a).to(obj_on.a), torch.as_tensor(b).to(obj_on.b)
+        logvar_kp = self.logvar_kp.expand_as(proposals)
+        chamfer = ChamferLossKL()(
+            posterior.z_base, torch.zeros_like(posterior.z_base), proposals.detach(), logvar_kp
+        )
+        return {
+            "kp": 0.5 * kl_balance * chamfer + gaussian_kl(posterior.offset, logvar=offset_logvar).sum(-1),
+            "scale": gaussian_kl(posterior.scale, self.mu_scale_prior, scale_logvar).sum(-1),
+            "obj_on": calc_kl_beta_dist(obj_on.a, obj_on.b, a, b).sum(-1),
+            "features": gaussian_kl(posterior.features).sum(-1),
+            "depth": gaussian_kl(posterior.depth).sum(-1),
+            "bg": gaussian_kl(posterior.bg),
+        }
+
+    def _glimpse_reconstruction(self, output, recon_loss_type, recon_loss_func):
+        """Warm-up's reconstruction: decoded glimpses' colours against the glimpses cut, a value per glimpse [B * K]."""
+        target = output["cropped_objects_original"].flatten(0, 1)
+        decoded = output["dec_objects_original"][:, :, 1:].flatten(0, 1)
+        if recon_loss_type == "vgg" and target.shape[-1] < 32:
+            target, decoded = (
+                F.interpolate(x, size=32, mode="bilinear", align_corners=False) for x in (target, decoded)
+            )
+        return reconstruction_loss(target, decoded, recon_loss_type, recon_loss_func)
+
+    def _static_elbo(self, x, output, stage, beta_kl, beta_rec, kl_balance, recon_loss_type, recon_loss_func):
+        """DLPv2's loss (arXiv 2306.05957, section 3.1). x: [B, C, H, W]. Returns the dict that `calc_elbo` documents."""
+        if stage.warmup:
+            rec = self._glimpse_reconstruction(output, recon_loss_type, recon_loss_func).mean()
+            psnr = torch.zeros_like(rec)
+        else:
+            rec = reconstruction_loss(x, output["rec"], recon_loss_type, recon_loss_func).mean()
+            psnr = peak_signal_to_noise_ratio(x, output["rec"])
+        terms = self._static_kl(posterior_of(output), output["kp_p"], stage, kl_balance)
+        kl = {name: term.mean() for name, term in terms.items()}
+        loss_kl_feat = kl["features"] + kl["bg"]
+        kl_sum = kl["kp"] + kl["scale"] + kl["obj_on"] + kl_balance * (loss_kl_feat + kl["depth"])
+        loss = beta_rec * rec + beta_kl * kl_sum
+        return {
+            "loss": loss * VGG_LOSS_SCALE if recon_loss_type == "vgg" else loss,
+            "psnr": psnr,
+            "kl": kl_sum,
+            "loss_rec": rec,
+            "obj_on_l1": output["obj_on"].abs().sum(-1).mean(),
+            "loss_kl_kp": kl["kp"],
+            "loss_kl_feat": loss_kl_feat,
+            "loss_kl_obj_on": kl["obj_on"],
+            "loss_kl_scale": kl["scale"],
+            "loss_kl_depth": kl["depth"],
+        }
+
+    # -------------------------------------------------------------------------------------------------- parameters
+
+    def _parameter_groups(self):
+        fg, bg = self.fg_module, self.bg_module
+        mixer = [fg.particle_mixer] if hasattr(fg, "particle_mixer") else []
+        return {
+            "prior": [fg.prior, *mixer],
+            "encoder": [fg.particle_attribute_enc, fg.particle_features_enc, bg.bg_cnn_enc, bg.bg_enc],
+            "decoder": [fg.object_dec, bg.latent_to_feat_map, bg.dec],
+        }
+
+    def _parameters_of(self, *groups):
+        modules = self._parameter_groups()
+        return [parameter for group in groups for module in modules[group] for parameter in module.parameters()]
+
+    def get_parameters(self, prior=True, encoder=True, decoder=True):
+        """The parameters of the parts asked for, a list."""
+        chosen = {"prior": prior, "encoder": encoder, "decoder": decoder}
+        return self._parameters_of(*(name for name, wanted in chosen.items() if wanted))
+
+    def set_require_grad(self, prior_value=True, enc_value=True, dec_value=True):
+        """Freeze (False) or train (True) each part."""
+        for group, value in {"prior": prior_value, "encoder": enc_value, "decoder": dec_value}.items():
+            for parameter in self._parameters_of(group):
+                parameter.requires_grad_(value)
+
+    def info(self):
+        """A text with the architecture's numbers and the number of parameters."""
+        arch = self.architecture
+        lines = [f"{type(self).__name__}: {sum(p.numel() for p in self.parameters()):,} parameters"]
+        for group in self._parameter_groups():
+            lines.append(f"  {group}: {sum(p.numel() for p in self._parameters_of(group)):,} parameters")
+        lines.append(f"  glimpses of {arch.glimpse_size} x {arch.glimpse_size} pixels")
+        lines += [f"  {field.name}: {getattr(arch, field.name)}" for field in fields(arch)]
+        return "\n".join(lines)
+
+    @torch.no_grad()
+    def lerp(self, other, betta):
+        """Move the weights towards those of `other`: (1 - betta) * self + betta * other, in place."""
+        for mine, theirs in zip(self.parameters(), other.parameters(), strict=True):
+            mine.lerp_(theirs.to(mine), betta)
+
+
+class ObjectDLP(ParticleModel):
+    """DLPv2: an image as K particles and a background.
+
+    The arguments are those of the published release; `Architecture` and the configuration's keys say what they mean.
+    With `use_tracking` a clip is encoded frame by frame, each frame's particles starting at the last one's.
+    """
+
+    def __init__(
+        self,
+        cdim=3,
+        enc_channels=(16, 16, 32),
+        prior_channels=(16, 16, 32),
+        image_size=64,
+        n_kp=1,
+        pad_mode="replicate",
+        sigma=1.0,
+        dropout=0.0,
+        patch_size=16,
+        n_kp_enc=20,
+        n_kp_prior=20,
+        learned_feature_dim=16,
+        bg_learned_feature_dim=None,
+        kp_range=(-1, 1),
+        kp_activation="tanh",
+        anchor_s=0.25,
+        use_tracking=False,
+        use_resblock=False,
+        scale_std=0.3,
+        offset_std=0.2,
+        obj_on_alpha=0.1,
+        obj_on_beta=0.1,
+        use_correlation_heatmaps=False,
+        enable_enc_attn=False,
+        filtering_heuristic="variance",
+    ):
+        arguments = locals()
+        super().__init__(Architecture(**{field.name: arguments[field.name] for field in fields(Architecture)}))
+        self.use_tracking = use_tracking
+
+    @classmethod
+    def from_config(cls, config):
+        """The model of a configuration: a `Config`, or a dict of its keys."""
+        config = Config.of(config)
+        names = [field.name for field in fields(Architecture) if field.name != "cdim"]
+        return cls(cdim=config.ch, use_tracking=config.use_tracking, **{name: getattr(config, name) for name in names})
+
+    def forward(
+        self,
+        x,
+        deterministic=False,
+        bg_masks_from_fg=False,
+        x_prior=None,
+        warmup=False,
+        noisy=False,
+        train_enc_prior=True,
+    ):
+        """Encode and decode.
+
+        x: [B, C, H, W], or [B, T, C, H, W], whose frames count as images of one batch (with `use_tracking`: as a clip).
+        deterministic: means instead of samples; bg_masks_from_fg: the background's encoder sees what the decoded
+        particles leave free, instead of what lies outside their squares; x_prior: images for the proposals instead of
+        x; warmup, noisy: the training stages; train_enc_prior: whether gradients reach the prior.
+
+        Returns a dict, batch [B * T, ...]: `kp_p` proposals [., N, 2]; `rec` image, `dec_objects` foreground, `bg`
+        background [., C, H, W]; `alpha_masks` [., K, 1, H, W]; `mu` = `z_base` anchors, `logvar` = 0, `z` positions
+        [., K, 2]; `z_kp_bg` [., 1, 2] = 0; the posteriors' `mu_*` and `logvar_*` and draws `z_*` of offset (draw:
+        `z`), scale, depth, features and bg; `obj_on_a`, `obj_on_b`, `obj_on` [., K]; `cropped_objects_original` cut
+        glimpses [., K, C, g, g]; `dec_objects_original` decoded ones [., K, 1 + C, g, g], alpha first.
+        """
+        stage = Stage(deterministic, warmup, noisy)
+        clip = self._as_clip(x)
+        x_prior = None if x_prior is None else self._as_clip(x_prior)
+        encoding = self._encode_frames(clip, stage, x_prior, train_enc_prior).merge_time()
+        decoding = self._autoencode(clip.flatten(0, 1), encoding, stage, bg_masks_from_fg)
+        return {**encoding_dict(encoding), **decoding_dict(decoding)}
+
+    def _as_clip(self, x):
+        """[B, C, H, W] or [B, T, C, H, W] -> [B, T, C, H, W], one frame per clip unless tracking."""
+        if x.dim() not in (4, 5) or x.shape[-3:] != (self.architecture.cdim, *2 * [self.architecture.image_size]):
+            size = self.architecture.image_size
+            raise UserError(
+                f"input of shape {list(x.shape)}: images [B, {self.architecture.cdim}, {size}, {size}]"
+                f" or clips [B, T, {self.architecture.cdim}, {size}, {size}] are legal"
+            )
+        if x.dim() == 5 and self.use_tracking:
+            return x
+        return x.reshape(-1, 1, *x.shape[-3:])
+
+    def _encode_frames(self, clip, stage, x_prior, train_prior):
+        heuristic = "random" if self.use_tracking and stage.fixed_scale else None
+        return self._encode_clip(clip, stage, x_prior, train_prior=train_prior, heuristic=heuristic)
+
+    def encode_all(
+        self,
+        x,
+        deterministic=False,
+        noisy=False,
+        warmup=False,
+        bg_masks_from_fg=False,
+        train_prior=True,
+        cropped_objects_prev=None,
+        scale_prev=None,
+        refinement_iter=True,
+    ):
+        """Encode images [B, C, H, W].
+
+        cropped_objects_prev [B, K, C, g, g] and scale_prev [B, K, 2] (logits): the particles' glimpses and scales in
+        the frame before; refinement_iter: look twice. Returns `forward`'s dict of posteriors and draws, with
+        `cropped_objects`, `bg_mask` [B, 1, H, W] and `z_offset`, without proposals and decodings.
+        """
+        stage = Stage(deterministic, warmup, noisy)
+        with torch.set_grad_enabled(train_prior and torch.is_grad_enabled()):
+            proposals = self.fg_module.propose(x)
+        anchors = self.fg_module.anchors(x, proposals)
+        frame = self.fg_module.encode(x, anchors, stage, refinement_iter, cropped_objects_prev, scale_prev)
+        encoding = Encoding(proposals, *frame)
+        mask = self.fg_module.decode(encoding.particles, noisy)[2] if bg_masks_from_fg else None
+        mask = self._encode_background(x, encoding, stage, mask)
+        output = encoding_dict(encoding)
+        output["cropped_objects"] = output.pop("cropped_objects_original")
+        del output["kp_p"]
+        return {**output, "z_offset": encoding.particles.z - encoding.posterior.z_base, "bg_mask": mask}
+
+    def fg_sequential_opt(
+        self,
+        x,
+        deterministic=False,
+        x_prior=None,
+        warmup=False,
+        noisy=False,
+        reshape=True,
+        train_prior=False,
+        decode=True,
+    ):
+        """Encode (and, with `decode`, draw) the foreground of a clip alone.
+
+        x: [B, T, C, H, W]. Returns `forward`'s dict without the background; [B * T, ...] each, or [B, T, ...] without
+        `reshape`.
+        """
+        stage = Stage(deterministic, warmup, noisy)
+        encoding = self._encode_frames(x, stage, x_prior, train_prior).merge_time()
+        output = encoding_dict(encoding)
+        if decode:
+            glimpses, foreground, bg_mask, alpha_masks = self.fg_module.decode(encoding.particles, noisy)
+            output |= {
+                "dec_objects_original": glimpses,
+                "dec_objects": foreground,
+                "bg_mask": bg_mask,
+                "alpha_masks": alpha_masks,
+            }
+        return output if reshape else {name: value.unflatten(0, x.shape[:2]) for name, value in output.items()}
+
+    def calc_elbo(
+        self,
+        x,
+        model_output,
+        warmup=False,
+        beta_kl=0.05,
+        beta_rec=1.0,
+        kl_balance=0.001,
+        recon_loss_type="mse",
+        recon_loss_func=None,
+        noisy=False,
+    ):
+        """The loss: beta_rec * reconstruction + beta_kl * KL (arXiv 2306.05957, section 3.1).
+
+        x: the images (or clips) that `model_output`, `forward`'s dict, was made from; recon_loss_type: "mse", or "vgg"
+        with `recon_loss_func` a `VGGDistance`. Returns a dict of scalars: `loss`, `psnr` (dB, 0 in warm-up), `kl` (the
+        unweighted bracket), `loss_rec`, `obj_on_l1` (visible particles per image) and the KL's parts `loss_kl_kp`,
+        `loss_kl_feat`, `loss_kl_obj_on`, `loss_kl_scale`, `loss_kl_depth`.
+        """
+        x = x.reshape(-1, *x.shape[-3:])
+        stage = Stage(warmup=warmup, noisy=noisy)
+        return self._static_elbo(
+            x, model_output, stage, beta_kl, beta_rec, kl_balance, recon_loss_type, recon_loss_func
+        )
+
+
+# ----------------------------------------------------------------------------- the release's dictionaries, and terms
+
+
+def encoding_dict(encoding):
+    """The part of the output dictionary that encoding fills. encoding: [B, ...]."""
+    posterior, particles = encoding.posterior, encoding.particles
+    output = {
+        "kp_p": encoding.proposals,
+        "mu": posterior.z_base,
+        "logvar": torch.zeros_like(posterior.z_base),
+        "z": particles.z,
+        "z_base": posterior.z_base,
+        "z_kp_bg": torch.zeros_like(posterior.z_base[:, :1]),
+        "mu_offset": posterior.offset.mean,
+        "logvar_offset": posterior.offset.logvar,
+        "mu_scale": posterior.scale.mean,
+        "logvar_scale": posterior.scale.logvar,
+        "z_scale": particles.z_scale,
+        "mu_depth": posterior.depth.mean,
+        "logvar_depth": posterior.depth.logvar,
+        "z_depth": particles.z_depth,
+        "obj_on_a": posterior.obj_on.a,
+        "obj_on_b": posterior.obj_on.b,
+        "obj_on": particles.obj_on,
+        "mu_features": posterior.features.mean,
+        "logvar_features": posterior.features.logvar,
+        "z_features": particles.z_features,
+        "cropped_objects_original": encoding.glimpses,
+    }
+    if posterior.bg is not None:
+        output |= {"mu_bg": posterior.bg.mean, "logvar_bg": posterior.bg.logvar, "z_bg": particles.z_bg}
+    return output
+
+
+def decoding_dict(decoding):
+    """The part of the output dictionary that decoding fills."""
+    return {
+        "rec": decoding.rec,
+        "dec_objects": decoding.foreground,
+        "dec_objects_original": decoding.glimpses,
+        "bg": decoding.bg,
+        "alpha_masks": decoding.alpha_masks,
+    }
+
+
+def posterior_of(output):
+    """The `Posterior` in an output dictionary."""
+    scale, depth, features, offset, bg = (
+        Gaussian(output[f"mu_{name}"], output[f"logvar_{name}"]) for name in ("scale", "depth", "features", "offset", "bg")
+    )
+    return Posterior(
+        output["z_base"], offset, scale, depth, BetaParams(output["obj_on_a"], output["obj_on_b"]), features, bg
+    )
+
+
+def gaussian_kl(posterior, mean=0.0, logvar=0.0):
+    """KL(posterior || N(mean, exp(logvar))) summed over the last dimension: [*, n] -> [*]."""
+    return calc_kl(posterior.logvar, posterior.mean, mean, logvar, reduce="none")
+
+
+def reconstruction_loss(x, rec, recon_loss_type, recon_loss_func):
+    """The error of each image, summed over pixels and channels: [B, C, H, W] twice -> [B]."""
+    if recon_loss_type == "vgg":
+        return recon_loss_func(x, rec, reduction="none")
+    return calc_reconstruction_loss(x, rec, loss_type=recon_loss_type, reduction="none")
+
+
+def peak_signal_to_noise_ratio(x, rec):
+    """-10 log10 of the mean squared error over everything, in dB, for values in 0..1."""
+    return -10 * torch.log10(F.mse_loss(rec.detach(), x))

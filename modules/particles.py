@@ -1,0 +1,133 @@
+"""The dataclasses in which particles travel.
+
+`Particles` holds one value per attribute, `Posterior` one distribution per attribute. Leading dimensions `*` are
+`B` (images), `B, T` (clips), or `B * T` (clips as a batch of images); K is the number of particles, d the width of
+the appearance, d_bg that of the background.
+"""
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+from torch.distributions import Beta
+
+# Bounds of the Beta's parameters: the published lower one, and an upper one that keeps exp, lgamma, digamma and the
+# sampler's gradient finite in float32 whatever the logits are.
+BETA_MIN, BETA_MAX = 1e-5, 1e6
+
+
+class TensorTree:
+    """What a dataclass of tensors, of nested `TensorTree`s and of None can do as a whole."""
+
+    def map(self, function):
+        """Apply `function` to every tensor."""
+        return replace(self, **{name: self._map_value(value, function) for name, value in self._items()})
+
+    def detach(self):
+        return self.map(Tensor.detach)
+
+    def merge_time(self):
+        """[B, T, ...] -> [B * T, ...]"""
+        return self.map(lambda x: x.flatten(0, 1))
+
+    def split_time(self, num_frames):
+        """[B * T, ...] -> [B, T, ...]"""
+        return self.map(lambda x: x.unflatten(0, (-1, num_frames)))
+
+    @classmethod
+    def stack(cls, trees, dim=1):
+        """One tree per frame, [B, ...] each -> [B, T, ...]"""
+        first = trees[0]
+        stacked = {}
+        for name, value in first._items():
+            values = [getattr(tree, name) for tree in trees]
+            if isinstance(value, TensorTree):
+                stacked[name] = type(value).stack(values, dim)
+            else:
+                stacked[name] = None if value is None else torch.stack(values, dim)
+        return cls(**stacked)
+
+    def _items(self):
+        return [(field.name, getattr(self, field.name)) for field in fields(self)]
+
+    @staticmethod
+    def _map_value(value, function):
+        if value is None:
+            return None
+        return value.map(function) if isinstance(value, TensorTree) else function(value)
+
+
+@dataclass
+class Gaussian(TensorTree):
+    """A diagonal normal distribution: `mean` and `logvar`, [*, n] each."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    @classmethod
+    def from_params(cls, params):
+        """`params` [*, 2n]: means, then logvars."""
+        return cls(*params.chunk(2, dim=-1))
+
+    def sample(self, deterministic=False):
+        """A reparameterised draw, or the mean."""
+        return self.mean if deterministic else reparameterize(self.mean, self.logvar)
+
+
+@dataclass
+class BetaParams(TensorTree):
+    """A Beta distribution's `a` and `b`, [*] each, in `BETA_MIN..BETA_MAX`."""
+
+    a: Tensor
+    b: Tensor
+
+    @classmethod
+    def from_logits(cls, logits):
+        """`logits` [*, 2]: log a, log b. Finite, with finite gradients, for any finite logits."""
+        return cls(*logits.clamp(max=math.log(BETA_MAX)).exp().clamp(min=BETA_MIN).unbind(-1))
+
+    def sample(self, deterministic=False):
+        """A reparameterised draw in 0..1, or the mean."""
+        if deterministic:
+            return self.a / (self.a + self.b)
+        # In float32 the sampler's gradient is not finite where b/a is over 1e8; in float64 it always is.
+        return Beta(self.a.double(), self.b.double(), validate_args=False).rsample().to(self.a.dtype)
+
+
+@dataclass
+class Particles(TensorTree):
+    """One particle set: what the decoder draws and what the dynamics move."""
+
+    z: Tensor  # [*, K, 2] position (y, x), -1..1 from the first pixel's centre to the last's
+    z_scale: Tensor  # [*, K, 2] (height, width) logits: sigmoid is the side as a fraction of the image's
+    z_depth: Tensor  # [*, K, 1]
+    obj_on: Tensor  # [*, K] transparency, 0 (invisible) to 1
+    z_features: Tensor  # [*, K, d] appearance
+    z_bg: Tensor | None = None  # [*, d_bg] background
+
+
+@dataclass
+class Posterior(TensorTree):
+    """The distributions that an encoder gives for one particle set.
+
+    The position's is a Gaussian *offset* from the anchor `z_base`, [*, K, 2].
+    """
+
+    z_base: Tensor
+    offset: Gaussian
+    scale: Gaussian
+    depth: Gaussian
+    obj_on: BetaParams
+    features: Gaussian
+    bg: Gaussian | None = None
+
+    @property
+    def position(self):
+        """The position's distribution."""
+        return Gaussian(self.z_base + self.offset.mean, self.offset.logvar)
+
+
+def reparameterize(mu, logvar):
+    """A draw from N(mu, exp(logvar)) through which gradients flow; any shape."""
+    return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)

@@ -1,0 +1,48 @@
+"""The published release's numbers: how a case's weights are made and its arrays read.
+
+`tests/golden/NAME.json` holds a case's constructor, forward and loss arguments, `NAME.manifest.json` the rule that
+fills its weights, `NAME.npz` its input and outputs, computed in float64 and stored as float32.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+FOLDER = Path(__file__).parent / "golden"
+PUBLISHED = Path(__file__).parent / "published"
+
+
+def arrays(name):
+    """All arrays of a case, by key."""
+    with np.load(FOLDER / f"{name}.npz") as file:
+        return {key: file[key] for key in file.files}
+
+
+def case(name):
+    """A case's arguments: model, arguments, forward_arguments, loss_arguments, seed."""
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def manifest(name):
+    return json.loads((FOLDER / f"{name}.manifest.json").read_text())
+
+
+def state_dict(manifest, seed):
+    """One normal draw per entry, in order, scaled and shifted as the entry says; buffers and aliases as listed."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for entry in manifest["parameters"]:
+        values = entry["offset"] + entry["scale"] * rng.standard_normal(entry["shape"])
+        tensors[entry["name"]] = torch.from_numpy(np.asarray(values, dtype=np.float32))
+    for entry in manifest["buffers"]:
+        tensors[entry["name"]] = torch.tensor(entry["values"], dtype=torch.float32).reshape(entry["shape"])
+    for second, first in manifest["aliases"].items():
+        tensors[second] = tensors[first]
+    return tensors
+
+
+def published(name):
+    """A released configuration and its checkpoint's names and shapes: config, model, state_dict."""
+    return json.loads((PUBLISHED / f"{name}.json").read_text())
