@@ -1,17 +1,31 @@
 """What a user can fix, and how a command says so."""
 
 import sys
+import warnings
 
 
 class UserError(ValueError):
-    """A mistake in a configuration, path, file or argument; its text is one line that names what is
-    wrong and what is legal."""
+    """A mistake in a configuration, path, file or argument; its text is one line that names what is wrong and what is
+    legal."""
+
+    exit_status = 2
 
 
 def run_command(main):
-    """Call ``main()``; a `UserError` becomes one line on stderr and exit status 2."""
+    """Call ``main()``; a `UserError` becomes one line on stderr and its exit status, a warning to the user one line."""
+    show_other = warnings.showwarning
+
+    def show(message, category, *place, **options):
+        if category is UserWarning:
+            print(f"warning: {message}", file=sys.stderr)
+        else:
+            show_other(message, category, *place, **options)
+
+    warnings.showwarning = show
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_status)
+    finally:
+        warnings.showwarning = show_other

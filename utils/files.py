@@ -1,0 +1,29 @@
+"""Files that are never half-written."""
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils.errors import UserError
+
+
+@contextmanager
+def replacing(path):
+    """Write a file under a temporary name in the same folder, then move it into place.
+
+    Yields the temporary path, which has the same ending. Whatever happens before the move, `path` keeps what it held;
+    what a killed process left is overwritten the next time. One process at a time may write to `path`. Raises
+    `UserError` where it cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        if os.path.exists(temporary):
+            temporary.unlink()
