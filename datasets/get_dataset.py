@@ -1,0 +1,116 @@
+"""The data sets by name.
+
+One's own data set is one more `register` line here, or the same call in one's own script:
+
+    register("mine", image="my_package.my_data:MyImages", video="my_package.my_data:MyVideos")
+
+A variant that the data set lacks is left out. A variant is what makes the data set, named "module:attribute" (imported
+when it is first asked for, so that its packages are needed only then) or given itself. It is called as
+
+    variant(root, mode=mode, image_size=image_size, sample_length=seq_len)
+
+and returns a `torch.utils.data.Dataset`. `mode` is "train", "val", "valid" (= "val") or "test"; frames are float32 in
+0..1 with sides of `image_size` pixels. An item is a tuple whose first entry is
+
+- for `video`: [T, 3, H, W]; in train a window of T = `sample_length` frames, otherwise a whole episode;
+- for `image`: [3, H, W], or a window [sample_length, 3, H, W] where the images come from videos.
+
+The further entries are the data set's own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+from torch.utils.data import Subset
+
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class _Variants:
+    image: Callable | str | None
+    video: Callable | str | None
+    takes_num_items: bool
+
+
+_VARIANTS: dict[str, _Variants] = {}
+
+
+def register(name, image=None, video=None, takes_num_items=False):
+    """Make a data set known under `name` (the configuration key `ds`).
+
+    `image` and `video` are its variants, as the module's text says. With `takes_num_items` they are also called with
+    `num_items=` (a positive int, or None for all) and make only that many, instead of making all and using the first.
+
+    Raises UserError for a name that is taken, a data set without a variant, and a text other than "module:attribute".
+    """
+    if name in _VARIANTS:
+        raise UserError(f"register: the data set name {name!r} is taken")
+    if image is None and video is None:
+        raise UserError(f"register: the data set {name!r} has neither an image nor a video variant; give at least one")
+    for variant in (image, video):
+        if isinstance(variant, str) and not all(variant.partition(":")):
+            raise UserError(f'register: {variant!r} of the data set {name!r} is not of the form "module:attribute"')
+    _VARIANTS[name] = _Variants(image, video, takes_num_items)
+
+
+def _shapes(root, mode, image_size, sample_length, num_items):
+    """Shapes has single images: `sample_length` is of no use to it."""
+    from datasets.shapes_ds import ShapesDataset
+
+    return ShapesDataset(root, mode, image_size, num_images=num_items)
+
+
+register("shapes", image=_shapes, takes_num_items=True)
+
+
+def get_image_dataset(ds, root, mode="train", image_size=128, seq_len=1, num_items=None):
+    """The images of the data set `ds`.
+
+    `root`: where it lies on disk (None: where the data set has a place of its own). `mode`: "train", "val" (or
+    "valid") or "test". `image_size`: side of an image in pixels. `seq_len`: frames per item where the images come
+    from videos. `num_items`: use only the first `num_items` items (all, if there are no more).
+
+    Returns a Dataset whose item 0 is float32 [3, H, W] (or [seq_len, 3, H, W] for windows of videos) in 0..1. Raises
+    UserError for an unknown name, a data set that has no images, and an illegal argument.
+    """
+    return _make("image", ds, root, mode, image_size, seq_len, num_items)
+
+
+def get_video_dataset(ds, root, seq_len=1, mode="train", image_size=128, num_items=None):
+    """The videos of the data set `ds`; arguments and errors as for `get_image_dataset`.
+
+    Returns a Dataset whose item 0 is float32 [T, 3, H, W] in 0..1: in train a window of T = `seq_len` frames,
+    otherwise a whole episode.
+    """
+    return _make("video", ds, root, mode, image_size, seq_len, num_items)
+
+
+def _make(kind, ds, root, mode, image_size, seq_len, num_items):
+    variant = _variant(kind, ds)
+    if num_items is not None and (isinstance(num_items, bool) or not isinstance(num_items, int) or num_items < 1):
+        raise UserError(f"num_items: {num_items!r} is not legal; it must be a whole number of at least 1, or None")
+    options = {"num_items": num_items} if _VARIANTS[ds].takes_num_items else {}
+    dataset = variant(root, mode=mode, image_size=image_size, sample_length=seq_len, **options)
+    if num_items is None or len(dataset) <= num_items:
+        return dataset
+    return Subset(dataset, range(num_items))
+
+
+def _variant(kind, ds):
+    """The `kind` ("image" or "video") variant of `ds`, imported if it is given by its name."""
+    if ds not in _VARIANTS:
+        raise UserError(f"ds: {ds!r} is not a known data set; known are {_names(_VARIANTS)}")
+    variant = getattr(_VARIANTS[ds], kind)
+    if variant is None:
+        others = _names(name for name, variants in _VARIANTS.items() if getattr(variants, kind) is not None)
+        raise UserError(f"ds: the data set {ds!r} has no {kind} variant; data sets that have one: {others}")
+    if isinstance(variant, str):
+        module, _, attribute = variant.partition(":")
+        variant = getattr(import_module(module), attribute)
+    return variant
+
+
+def _names(names):
+    return ", ".join(sorted(names)) or "none"
