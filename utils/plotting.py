@@ -1,0 +1,482 @@
+"""Pictures as functions of tensors: particles, boxes, masks, the figure grid and the loss curves.
+
+Images are float [B, 3, H, W] in 0..1, positions (y, x); tensors may live on any device and carry gradients, what comes
+back is float32 on the CPU, and no input is modified. Only `save_image` touches the disk.
+
+Shapes: B images, K particles, H and W the image's sides, S the side of a square image, g a glimpse's side.
+"""
+
+from functools import cache
+from math import ceil, isfinite
+from pathlib import Path
+
+import cv2
+import imageio.v3 as iio
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torchvision.ops import masks_to_boxes, nms
+from torchvision.utils import make_grid
+
+from utils.errors import UserError
+from utils.files import replacing
+
+MASK_THRESHOLD = 0.05  # a pixel belongs to a particle above this alpha
+SCORE_THRESHOLD = 2.0  # boxes of less confident particles are left out of the figure grid
+LEGIBLE_SIDE = 128  # smaller images are enlarged to at least this many pixels before anything is drawn on them
+LOG_RATIO = 20.0  # a curve whose values span more than this factor gets a logarithmic axis
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+GREY_WEIGHTS = (0.299, 0.587, 0.114)  # luma, ITU-R BT.601
+
+LOSS_PANELS = {
+    "loss": ("loss",),
+    "KL": (
+        "kl",
+        "kl_dyn",
+        "loss_kl_kp",
+        "loss_kl_scale",
+        "loss_kl_depth",
+        "loss_kl_obj_on",
+        "loss_kl_feat",
+    ),
+    "reconstruction": ("loss_rec",),
+    "validation loss": ("val_loss",),
+}
+
+
+@cache
+def _palette(count):
+    """Float array [count, 3]: vivid RGB colours, each the farthest (in CIE Lab) from all before it; red comes first."""
+    levels = np.linspace(0, 1, 16, dtype=np.float32)
+    rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(1, -1, 3)
+    lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0]
+    # Neither grey, nor nearly black or white: colours have to stand out on greyscale, dark and bright images.
+    vivid = (np.linalg.norm(lab[:, 1:], axis=-1) > 40) & (lab[:, 0] > 50) & (lab[:, 0] < 92)
+    rgb, lab = rgb[0][vivid], lab[vivid]
+    chosen = [int(np.abs(rgb - (1, 0, 0)).sum(-1).argmin())]
+    distance = np.full(len(lab), np.inf)
+    while len(chosen) < count:
+        distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=-1))
+        chosen.append(int(distance.argmax()))
+    return rgb[chosen]
+
+
+def particle_colors(k):
+    """The colours of particles 0..k-1 in every picture.
+
+    Returns:
+        float32 tensor [k, 3], RGB in 0..1; distinct (for k up to 1000), and colour i does not depend on k.
+    """
+    return torch.from_numpy(_palette(k)[:k].copy())
+
+
+def confidence(logvar_offset, obj_on):
+    """How sure the posterior is of each particle: minus (sum of its offset logvars times its transparency).
+
+    Args:
+        logvar_offset: [B, K, 2].
+        obj_on: [B, K] in 0..1.
+
+    Returns:
+        [B, K], larger is surer.
+    """
+    return -(logvar_offset.sum(-1) * obj_on)
+
+
+def boxes_from_particles(z, z_scale, image_size, scale_normalized=False):
+    """Bounding boxes (z + 1)/2 * S -/+ fraction * S/2, truncated to whole pixels and not clipped to the image.
+
+    Args:
+        z: [..., 2] positions (y, x) in -1..1.
+        z_scale: [..., 2] (height, width), logits of the box's sides as fractions of the image's.
+        image_size: S, pixels.
+        scale_normalized: `z_scale` holds the fractions themselves.
+
+    Returns:
+        int64 [..., 4], [x1, y1, x2, y2].
+    """
+    fraction = z_scale if scale_normalized else torch.sigmoid(z_scale)
+    center = (z + 1) / 2 * image_size
+    half = fraction * image_size / 2
+    return torch.cat([(center - half).flip(-1), (center + half).flip(-1)], dim=-1).to(torch.int64)
+
+
+def boxes_from_masks(masks):
+    """Bounding boxes of the pixels whose alpha exceeds `MASK_THRESHOLD`; first and last pixel both belong to the box.
+
+    Args:
+        masks: alpha [B, K, 1, H, W] in 0..1.
+
+    Returns:
+        int64 [B, K, 4], [x1, y1, x2, y2] (zeros where there is no such pixel); bool [B, K], whether there is one.
+    """
+    inside = masks[:, :, 0] > MASK_THRESHOLD
+    present = inside.flatten(2).any(-1)
+    boxes = torch.zeros(*present.shape, 4, dtype=torch.int64, device=masks.device)
+    if present.any():
+        boxes[present] = masks_to_boxes(inside[present]).to(torch.int64)
+    return boxes, present
+
+
+def select_boxes(boxes, scores, iou_thresh, hard_thresh=None, present=None):
+    """Non-maximum suppression per image, and a floor for the scores.
+
+    Args:
+        boxes: [B, K, 4], [x1, y1, x2, y2].
+        scores: [B, K], higher wins.
+        iou_thresh: a box that overlaps a better one by more than this intersection over union is suppressed.
+        hard_thresh: boxes scoring less are dropped; None drops none.
+        present: bool [B, K], boxes to consider; None is all of them.
+
+    Returns:
+        bool [B, K], the boxes that stay.
+    """
+    candidates = torch.ones_like(scores, dtype=torch.bool) if present is None else present.clone()
+    if hard_thresh is not None:
+        candidates &= scores >= hard_thresh
+    keep = torch.zeros_like(candidates)
+    for b in range(len(boxes)):
+        index = candidates[b].nonzero()[:, 0]
+        keep[b, index[nms(boxes[b, index].to(scores.dtype), scores[b, index], iou_thresh)]] = True
+    return keep
+
+
+def plot_keypoints_on_image_batch(
+    kp_batch_tensor, img_batch_tensor, radius=1, thickness=1, max_imgs=8, kp_range=(0, 1), plot_numbers=False
+):
+    """Draw each particle as a dot in its colour.
+
+    Args:
+        kp_batch_tensor: [B, K, 2] positions (y, x) in `kp_range`, whose ends are the centres of the first and last
+            pixel. Particles off the image are not drawn.
+        img_batch_tensor: [B, 3, H, W] in 0..1.
+        radius: of the dots in pixels; from 2 on they have a black rim.
+        thickness: of the stroke around the dot in its own colour, pixels; 1 adds nothing, -1 means none.
+        max_imgs: how many images to draw at most.
+        kp_range: (lowest, highest) coordinate.
+        plot_numbers: write each particle's index beside its dot; legible from about 128 pixels on.
+
+    Returns:
+        float32 [min(B, max_imgs), 3, H, W].
+    """
+    points = _on_cpu(kp_batch_tensor[:max_imgs])
+    shown = torch.ones(points.shape[:2], dtype=torch.bool)
+    images = _images_on_cpu(img_batch_tensor[:max_imgs])
+    return _draw_points(images, points, shown, radius, thickness, kp_range, plot_numbers)
+
+
+def plot_bb_on_image_batch_from_z_scale_nms(
+    kp_batch_tensor,
+    z_scale_batch_tensor,
+    img_batch_tensor,
+    scores,
+    iou_thresh=0.5,
+    thickness=1,
+    max_imgs=8,
+    hard_thresh=None,
+    scale_normalized=False,
+):
+    """Draw the particles' boxes by position and scale (`boxes_from_particles`) that survive `select_boxes`.
+
+    Args:
+        kp_batch_tensor: [B, K, 2] positions (y, x) in -1..1.
+        z_scale_batch_tensor: [B, K, 2] (height, width), logits, or fractions with `scale_normalized`.
+        img_batch_tensor: [B, 3, S, S] in 0..1.
+        scores: [B, K].
+        iou_thresh, hard_thresh: see `select_boxes`.
+        thickness: of the lines, pixels.
+        max_imgs: how many images to draw at most.
+        scale_normalized: see `boxes_from_particles`.
+
+    Returns:
+        float32 [min(B, max_imgs), 3, S, S], each box in its particle's colour.
+    """
+    z, z_scale, scores = (_on_cpu(t[:max_imgs]) for t in (kp_batch_tensor, z_scale_batch_tensor, scores))
+    boxes = boxes_from_particles(z, z_scale, img_batch_tensor.shape[-1], scale_normalized)
+    keep = select_boxes(boxes, scores, iou_thresh, hard_thresh)
+    return _draw_boxes(_images_on_cpu(img_batch_tensor[:max_imgs]), boxes, keep, thickness)
+
+
+def plot_bb_on_image_batch_from_masks_nms(
+    mask_batch_tensor, img_batch_tensor, scores, iou_thresh=0.5, thickness=1, max_imgs=8, hard_thresh=None
+):
+    """Draw the boxes of the particles' alpha masks (`boxes_from_masks`) that survive `select_boxes`.
+
+    Args:
+        mask_batch_tensor: alpha [B, K, 1, H, W] in 0..1; an empty mask has no box.
+        img_batch_tensor: [B, 3, H, W] in 0..1.
+        scores: [B, K].
+        iou_thresh, hard_thresh: see `select_boxes`.
+        thickness: of the lines, pixels.
+        max_imgs: how many images to draw at most.
+
+    Returns:
+        float32 [min(B, max_imgs), 3, H, W], each box in its particle's colour.
+    """
+    masks, scores = _on_cpu(mask_batch_tensor[:max_imgs]), _on_cpu(scores[:max_imgs])
+    boxes, present = boxes_from_masks(masks)
+    keep = select_boxes(boxes, scores, iou_thresh, hard_thresh, present)
+    return _draw_boxes(_images_on_cpu(img_batch_tensor[:max_imgs]), boxes, keep, thickness)
+
+
+def plot_glimpses(cropped, decoded_rgb, columns=16):
+    """Pairs of glimpses, the cut one over the decoded one, `columns` pairs to a row.
+
+    Args:
+        cropped: [N, 3, g, g] in 0..1, cut from the image.
+        decoded_rgb: [N, 3, g, g] in 0..1, what the decoder made of it.
+
+    Returns:
+        float32 [3, h, w]; small glimpses are enlarged, the separators are white.
+    """
+    top, bottom = (_enlarge(_images_on_cpu(t), _zoom(t, LEGIBLE_SIDE // 2)) for t in (cropped, decoded_rgb))
+    separator = torch.ones(len(top), 3, 1, top.shape[-1])
+    pairs = torch.cat([top, separator, bottom], dim=-2)
+    return make_grid(pairs, nrow=columns, padding=4, pad_value=1.0)
+
+
+def plot_segmentation(alpha_masks, images=None):
+    """Each particle's mask in its colour, blended over the dimmed greyscale image.
+
+    Args:
+        alpha_masks: [B, K, 1, H, W] in 0..1; where they add up to more than 1 they are scaled down to 1.
+        images: [B, 3, H, W] in 0..1; None blends over black.
+
+    Returns:
+        float32 [B, 3, H, W].
+    """
+    alpha = _images_on_cpu(alpha_masks)[:, :, 0]  # [B, K, H, W]
+    alpha = alpha / alpha.sum(1, keepdim=True).clamp(min=1.0)
+    color = torch.einsum("bkhw,kc->bchw", alpha, particle_colors(alpha.shape[1]))
+    if images is None:
+        return color
+    grey = torch.einsum("bchw,c->bhw", _images_on_cpu(images), torch.tensor(GREY_WEIGHTS))
+    return color + (1 - alpha.sum(1, keepdim=True)) * 0.5 * grey[:, None]
+
+
+def figure_rows(images, output, topk, iou_thresh, kp_range=(-1, 1), columns=8):
+    """The nine rows of the figure grid, by name, from top to bottom.
+
+    Suppression and truncation of boxes are done in the model's pixels; everything is drawn on images enlarged by a
+    whole factor to at least `LEGIBLE_SIDE` pixels.
+
+    Args: see `figure_grid`.
+
+    Returns:
+        dict of name -> float32 [min(N, columns), 3, h, w].
+    """
+    images, rec, foreground, background = (
+        _images_on_cpu(t[:columns]) for t in (images, output["rec"], output["dec_objects"], output["bg"])
+    )
+    particle_keys = ("z_base", "mu_offset", "logvar_offset", "obj_on", "z_scale", "alpha_masks", "kp_p")
+    z_base, mu_offset, logvar_offset, obj_on, z_scale, masks, proposals = (
+        _on_cpu(output[key][:columns]) for key in particle_keys
+    )
+    z = z_base + mu_offset
+    low, high = kp_range
+    scores = confidence(logvar_offset, obj_on)
+    topk = min(topk, scores.shape[1])
+    best = torch.zeros_like(scores, dtype=torch.bool).scatter(1, scores.topk(topk).indices, True)
+    scale_boxes = boxes_from_particles((z - low) / (high - low) * 2 - 1, z_scale, images.shape[-1])
+    scale_keep = select_boxes(scale_boxes, scores, iou_thresh, SCORE_THRESHOLD)
+    mask_boxes, present = boxes_from_masks(masks)
+    mask_keep = select_boxes(mask_boxes, scores, iou_thresh, SCORE_THRESHOLD, present)
+
+    zoom = _zoom(images, LEGIBLE_SIDE)
+    canvas = _enlarge(images, zoom)
+    radius, line = 2 + canvas.shape[-1] // 256, max(1, canvas.shape[-1] // 128)
+    return {
+        "ground truth": canvas,
+        "posterior": _draw_points(canvas, z, torch.ones_like(best), radius, 1, kp_range),
+        "reconstruction": _enlarge(rec, zoom),
+        "prior": _draw_points(canvas, proposals, torch.ones_like(proposals[..., 0]).bool(), radius, 1, kp_range),
+        f"top {topk}": _draw_points(canvas, z, best, radius, 1, kp_range),
+        "foreground": _enlarge(foreground, zoom),
+        "boxes (scale)": _draw_boxes(canvas, scale_boxes, scale_keep, line, zoom),
+        "boxes (masks)": _draw_boxes(canvas, mask_boxes, mask_keep, line, zoom),
+        "background": _enlarge(background, zoom),
+    }
+
+
+def figure_grid(images, output, topk, iou_thresh, kp_range=(-1, 1), columns=8):
+    """One picture of what the model sees: a column per image, nine named rows.
+
+    Rows: ground truth, all posterior particles, reconstruction, all prior proposals, the `topk` particles by
+    `confidence`, foreground, boxes from z_scale, boxes from alpha masks, background. Particles keep their colours
+    throughout.
+
+    Args:
+        images: [N, 3, S, S] in 0..1, N = B, or B*F in DDLP.
+        output: the model's forward output; read are z_base, mu_offset, logvar_offset [N, K, 2], obj_on [N, K],
+            z_scale [N, K, 2], kp_p [N, n_kp_prior, 2], rec, dec_objects, bg [N, 3, S, S], alpha_masks [N, K, 1, S, S].
+        topk: particles in row five; more than K means all.
+        iou_thresh: of the boxes' suppression; boxes scoring under `SCORE_THRESHOLD` are left out.
+        kp_range: the range of all positions.
+        columns: the first so many images are shown.
+
+    Returns:
+        float32 [3, h, w], white between the images, the rows' names at the left.
+    """
+    rows = figure_rows(images, output, topk, iou_thresh, kp_range, columns)
+    padding = 2
+    grid = make_grid(torch.cat(list(rows.values())), nrow=len(rows["ground truth"]), padding=padding, pad_value=1.0)
+    height = rows["ground truth"].shape[-2]
+    margin = torch.cat([_row_label(name, height + padding) for name in rows], dim=-2)
+    margin = F.pad(margin, (0, 0, padding, 0), value=1.0)
+    return torch.cat([margin, grid], dim=-1)
+
+
+def save_image(tensor, path):
+    """Write [3, h, w] in 0..1 as JPEG (quality 95) or PNG; the file appears complete or not at all.
+
+    Raises:
+        UserError: the path's ending is not one of `IMAGE_SUFFIXES`, or it cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise UserError(f"cannot write the image {path}: the file name must end in {', '.join(IMAGE_SUFFIXES)}")
+    pixels = (_images_on_cpu(tensor).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    # Full colour resolution: thin coloured lines fade with JPEG's usual chroma subsampling.
+    options = {} if path.suffix.lower() == ".png" else {"quality": 95, "subsampling": 0}
+    with replacing(path) as temporary:
+        iio.imwrite(temporary, pixels, **options)
+
+
+def loss_graph(records):
+    """Training curves over the epochs: loss, KLs, reconstruction and validation loss.
+
+    Args:
+        records: dicts with `epoch` and any of the keys in `LOSS_PANELS`; values that are missing, None or not finite
+            are left out.
+
+    Returns:
+        float32 [3, 800, 1200].
+    """
+    figure = Figure(figsize=(12, 8), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    for axes, (label, keys) in zip(figure.subplots(2, 2).flat, LOSS_PANELS.items(), strict=True):
+        _draw_curves(axes, label, {key: _curve(records, key) for key in keys})
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)
+
+
+def _on_cpu(tensor):
+    """Without gradient, on the CPU, in float32 or better."""
+    return tensor.detach().to("cpu", torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _images_on_cpu(tensor):
+    """Without gradient, on the CPU, in float32, which is what cv2 draws on."""
+    return tensor.detach().to("cpu", torch.float32)
+
+
+def _zoom(images, side):
+    """The whole factor that makes images at least `side` pixels wide."""
+    return max(1, ceil(side / images.shape[-1]))
+
+
+def _enlarge(images, zoom):
+    return images.repeat_interleave(zoom, dim=-2).repeat_interleave(zoom, dim=-1)
+
+
+def _to_canvas(image):
+    """[3, H, W] to an array [H, W, 3] of its own, in the memory layout that cv2 draws on."""
+    return np.array(image.permute(1, 2, 0).numpy(), order="C", copy=True)
+
+
+def _from_canvases(canvases):
+    return torch.from_numpy(np.stack(canvases)).permute(0, 3, 1, 2).contiguous()
+
+
+def _draw_points(images, points, shown, radius, thickness, kp_range, plot_numbers=False):
+    """Dots at points [B, K, 2] (y, x) in `kp_range` where shown [B, K], on float32 images [B, 3, H, W]."""
+    low, high = kp_range
+    size = torch.tensor(images.shape[-2:])
+    pixels = (points - low) / (high - low) * (size - 1)
+    # Written so that a position that is not a number counts as outside.
+    shown = shown & ((pixels > -radius) & (pixels < size - 1 + radius)).all(-1)
+    colors = particle_colors(points.shape[1]).tolist()
+    canvases = [_to_canvas(image) for image in images]
+    for b, k in shown.nonzero().tolist():
+        y, x = pixels[b, k].round().int().tolist()
+        if radius >= 2:
+            cv2.circle(canvases[b], (x, y), radius + 1, (0.0, 0.0, 0.0), cv2.FILLED)
+        cv2.circle(canvases[b], (x, y), radius, colors[k], cv2.FILLED)
+        cv2.circle(canvases[b], (x, y), radius, colors[k], thickness)
+        if plot_numbers:
+            _draw_number(canvases[b], k, (x + radius + 1, y - radius - 1), colors[k])
+    return _from_canvases(canvases)
+
+
+def _draw_boxes(images, boxes, keep, thickness, zoom=1):
+    """Outlines of boxes [B, K, 4] where keep [B, K], on float32 images [B, 3, H, W].
+
+    The images are `zoom` times as large as those that the boxes refer to. Sides beyond the image are drawn on its
+    border; a box that is wholly outside is not drawn.
+    """
+    height, width = (side // zoom for side in images.shape[-2:])
+    colors = particle_colors(boxes.shape[1]).tolist()
+    canvases = [_to_canvas(image) for image in images]
+    for b, k in keep.nonzero().tolist():
+        x1, y1, x2, y2 = boxes[b, k].tolist()
+        if x2 < 0 or y2 < 0 or x1 >= width or y1 >= height:
+            continue
+        first = (max(x1, 0) * zoom, max(y1, 0) * zoom)
+        last = ((min(x2, width - 1) + 1) * zoom - 1, (min(y2, height - 1) + 1) * zoom - 1)
+        cv2.rectangle(canvases[b], first, last, colors[k], thickness)
+    return _from_canvases(canvases)
+
+
+def _draw_number(canvas, number, corner, color):
+    """Write a number with its lower left corner near (x, y), inside the image, with a black halo."""
+    scale = max(0.35, canvas.shape[0] / 512)
+    (width, height), _ = cv2.getTextSize(str(number), cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    x = min(max(corner[0], 1), canvas.shape[1] - width - 1)
+    y = min(max(corner[1], height + 1), canvas.shape[0] - 2)
+    for ink, thickness in (((0.0, 0.0, 0.0), 3), (color, 1)):
+        _draw_text(canvas, str(number), (x, y), scale, ink, thickness)
+
+
+def _draw_text(canvas, text, origin, scale, color, thickness=1):
+    """Write smoothed text, lower left corner at (x, y); cv2 smooths on 8-bit arrays only, so it is blended in."""
+    stencil = np.zeros(canvas.shape[:2], np.uint8)
+    cv2.putText(stencil, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, 255, thickness, cv2.LINE_AA)
+    weight = stencil[..., None].astype(np.float32) / 255
+    canvas[:] = canvas * (1 - weight) + np.asarray(color, np.float32) * weight
+
+
+def _row_label(name, length):
+    """A row's name read from bottom to top, centred in a white strip [3, length, 22]."""
+    scale = 0.5
+    (width, _), _ = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    canvas = np.ones((22, length, 3), np.float32)
+    _draw_text(canvas, name, ((length - width) // 2, 15), scale, (0.0, 0.0, 0.0))
+    return torch.from_numpy(np.rot90(canvas).copy()).permute(2, 0, 1)
+
+
+def _curve(records, key):
+    """The (epoch, value) pairs of the records that have both."""
+    pairs = [(record.get("epoch"), record.get(key)) for record in records]
+    return [(epoch, value) for epoch, value in pairs if epoch is not None and value is not None and isfinite(value)]
+
+
+def _draw_curves(axes, label, curves):
+    """One panel with its vertical axis named `label`; `curves` maps a name to its (epoch, value) pairs."""
+    curves = {name: points for name, points in curves.items() if points}
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.3)
+    for name, points in curves.items():
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=name)
+    if not curves:
+        axes.text(0.5, 0.5, "no values yet", ha="center", va="center", transform=axes.transAxes)
+        return
+    if len(curves) > 1:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize="small", frameon=False)
+    values = [value for points in curves.values() for _, value in points]
+    if min(values) > 0 and max(values) > LOG_RATIO * min(values):
+        axes.set_yscale("log")
