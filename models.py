@@ -6,6 +6,7 @@ appearance and of the background.
 """
 
 import math
+import warnings
 from dataclasses import dataclass, fields
 
 import torch
@@ -65,6 +66,12 @@ class ParticleModel(nn.Module):
             bg_learned_feature_dim=arch.bg_learned_feature_dim,
             cdim=arch.cdim,
         )
+        proposals = arch.n_kp * (arch.image_size // arch.patch_size) ** 2
+        if arch.filtering_heuristic != "none" and proposals < arch.n_kp_enc:
+            warnings.warn(
+                f"n_kp_enc is {arch.n_kp_enc}, but the patches propose {proposals}: so many are the particles",
+                stacklevel=3,
+            )
         # The priors' parameters, under the published checkpoints' names.
         self._constant("logvar_kp", math.log(arch.sigma**2))
         mean_scale = 0.75 * arch.anchor_s
@@ -77,7 +84,7 @@ class ParticleModel(nn.Module):
         self.bg_module = Background(arch)
 
     def _constant(self, name, value):
-        self.register_buffer(name, torch.tensor(value))
+        self.register_buffer(name, torch.tensor(float(value)))
 
     # ------------------------------------------------------------------------------------------- encode and decode
 
@@ -165,14 +172,14 @@ class ParticleModel(nn.Module):
     def _static_kl(self, posterior, proposals, stage, kl_balance):
         """The static KL terms, [B] each, by name. posterior: [B, K, ...]; proposals: [B, N, 2]."""
         narrow = posterior.z_base.new_tensor(2 * math.log(0.1))
-        offset_logvar, scale_logvar = (narrow, narrow) if stage.fixed_scale else (self.logvar_offset_p, self.logvar_scale_p)
+        offset_logvar, scale_logvar = (
+            (narrow, narrow) if stage.fixed_scale else (self.logvar_offset_p, self.logvar_scale_p)
+        )
         a, b = (0.2, 0.1) if stage.fixed_scale else (self.obj_on_a_p, self.obj_on_b_p)
         obj_on = posterior.obj_on
         a, b = torch.as_tensor(a).to(obj_on.a), torch.as_tensor(b).to(obj_on.b)
         logvar_kp = self.logvar_kp.expand_as(proposals)
-        chamfer = ChamferLossKL()(
-            posterior.z_base, torch.zeros_like(posterior.z_base), proposals.detach(), logvar_kp
-        )
+        chamfer = ChamferLossKL()(posterior.z_base, torch.zeros_like(posterior.z_base), proposals.detach(), logvar_kp)
         return {
             "kp": 0.5 * kl_balance * chamfer + gaussian_kl(posterior.offset, logvar=offset_logvar).sum(-1),
             "scale": gaussian_kl(posterior.scale, self.mu_scale_prior, scale_logvar).sum(-1),
@@ -193,7 +200,7 @@ class ParticleModel(nn.Module):
         return reconstruction_loss(target, decoded, recon_loss_type, recon_loss_func)
 
     def _static_elbo(self, x, output, stage, beta_kl, beta_rec, kl_balance, recon_loss_type, recon_loss_func):
-        """DLPv2's loss (arXiv 2306.05957, section 3.1). x: [B, C, H, W]. Returns the dict that `calc_elbo` documents."""
+        """DLPv2's loss (arXiv 2306.05957, section 3.1) as `calc_elbo` documents it. x: [B, C, H, W]."""
         if stage.warmup:
             rec = self._glimpse_reconstruction(output, recon_loss_type, recon_loss_func).mean()
             psnr = torch.zeros_like(rec)
@@ -303,7 +310,7 @@ class ObjectDLP(ParticleModel):
     @classmethod
     def from_config(cls, config):
         """The model of a configuration: a `Config`, or a dict of its keys."""
-        config = Config.of(config)
+        config = Config.from_dict(config)
         names = [field.name for field in fields(Architecture) if field.name != "cdim"]
         return cls(cdim=config.ch, use_tracking=config.use_tracking, **{name: getattr(config, name) for name in names})
 
@@ -350,7 +357,8 @@ class ObjectDLP(ParticleModel):
         return x.reshape(-1, 1, *x.shape[-3:])
 
     def _encode_frames(self, clip, stage, x_prior, train_prior):
-        heuristic = "random" if self.use_tracking and stage.fixed_scale else None
+        mixes = self.architecture.filtering_heuristic == "none"  # the mixer needs all proposals, in their order
+        heuristic = "random" if self.use_tracking and stage.fixed_scale and not mixes else None
         return self._encode_clip(clip, stage, x_prior, train_prior=train_prior, heuristic=heuristic)
 
     def encode_all(
@@ -487,7 +495,8 @@ def decoding_dict(decoding):
 def posterior_of(output):
     """The `Posterior` in an output dictionary."""
     scale, depth, features, offset, bg = (
-        Gaussian(output[f"mu_{name}"], output[f"logvar_{name}"]) for name in ("scale", "depth", "features", "offset", "bg")
+        Gaussian(output[f"mu_{name}"], output[f"logvar_{name}"])
+        for name in ("scale", "depth", "features", "offset", "bg")
     )
     return Posterior(
         output["z_base"], offset, scale, depth, BetaParams(output["obj_on_a"], output["obj_on_b"]), features, bg

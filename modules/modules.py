@@ -5,6 +5,7 @@ appearance's width. The modules' attribute names are those of the published chec
 (`grouupnorm`), so that a state dict is a published one.
 """
 
+import itertools
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from modules.particles import BetaParams, Gaussian, Particles, Posterior
-from modules.spatial import compose, correlation_maps, cut_glimpses, paste_glimpses, square_mask
+from modules.spatial import compose, cut_glimpses, generate_correlation_maps, paste_glimpses, square_mask
 
 HIDDEN_DIM = 256  # width of the fully connected layers of the encoders and decoders
 MAP_CHANNELS = 32  # channels of the maps that encoders end with and decoders begin with
@@ -162,7 +163,7 @@ class OutputConv(nn.Module):
 def mlp(*widths, activation=nn.ReLU, final_activation=False):
     """Linear layers with `activation` between them, and with `final_activation` after the last."""
     layers = []
-    for cin, cout in zip(widths[:-1], widths[1:], strict=True):
+    for cin, cout in itertools.pairwise(widths):
         layers += [nn.Linear(cin, cout), activation()]
     return nn.Sequential(*layers) if final_activation else nn.Sequential(*layers[:-1])
 
@@ -541,16 +542,13 @@ class Foreground(nn.Module):
     def encode_attributes(self, x, z, z_scale=None, previous_glimpses=None):
         """The attributes' distributions from the glimpses at z (with `use_correlation_heatmaps`, and their correlation
         with the particles' previous glimpses)."""
-        glimpses = self.cut(x, z, z_scale)
         if self.config.use_correlation_heatmaps:
-            glimpses = torch.cat([glimpses, self._correlation(glimpses, previous_glimpses)], dim=2)
+            previous = None if previous_glimpses is None else previous_glimpses.flatten(0, 1)
+            glimpses = generate_correlation_maps(x, z, self.config.glimpse_size, previous, z_scale)
+            glimpses = glimpses.unflatten(0, z.shape[:2])
+        else:
+            glimpses = self.cut(x, z, z_scale)
         return self.particle_attribute_enc(glimpses, z)
-
-    @torch.no_grad()
-    def _correlation(self, glimpses, previous):
-        if previous is None:
-            return torch.zeros_like(glimpses[:, :, :1])
-        return correlation_maps(glimpses.flatten(0, 1), previous.flatten(0, 1)).unflatten(0, glimpses.shape[:2])
 
     def encode(self, x, anchors, stage, refine=True, previous_glimpses=None, previous_scale=None):
         """One frame's posterior, a draw from it and the glimpses that it was read from.
@@ -565,9 +563,7 @@ class Foreground(nn.Module):
         if refine:
             anchors = anchors + offset.mean
             refined_scale = None if stage.fixed_scale else scale.mean.detach()
-            offset, scale, obj_on, depth = self.encode_attributes(
-                x, anchors.detach(), refined_scale, previous_glimpses
-            )
+            offset, scale, obj_on, depth = self.encode_attributes(x, anchors.detach(), refined_scale, previous_glimpses)
         z_scale = scale.sample(stage.deterministic)
         if stage.noisy:
             s = self.config.anchor_s

@@ -94,6 +94,23 @@ def _inside_square(z, glimpse_size, image_size):
     return (source >= first) & (source < first + glimpse_size)
 
 
+def generate_correlation_maps(x, kp, patch_size, previous_objects=None, z_scale=None):
+    """Glimpses with, as one more channel, their correlation with the particles' previous glimpses.
+
+    x: [B, C, H, W]; kp: [B, K, 2]; patch_size: the glimpse's side g; previous_objects: [B * K, C, g, g], or None: the
+    map is zeros; z_scale: [B, K, 2] logits (default: a side of g pixels). Returns [B * K, C + 1, g, g]; no gradient
+    passes through the map.
+    """
+    scale = torch.full_like(kp, patch_size / x.shape[-1]) if z_scale is None else torch.sigmoid(z_scale)
+    glimpses = cut_glimpses(x, kp, scale, patch_size).flatten(0, 1)
+    if previous_objects is None:
+        maps = torch.zeros_like(glimpses[:, :1])
+    else:
+        with torch.no_grad():
+            maps = correlation_maps(glimpses, previous_objects)
+    return torch.cat([glimpses, maps], dim=1)
+
+
 def correlation_maps(glimpses, previous):
     """Normalised cross-correlation of each particle's glimpse with its previous one.
 
@@ -105,6 +122,8 @@ def correlation_maps(glimpses, previous):
     padded = F.pad(glimpses, (g // 2 - 1, g // 2, g // 2 - 1, g // 2), mode="replicate")
     correlation = _correlate(padded, previous)
     energy = _box_sum(padded.square(), g).sum(1, keepdim=True)
+    # The FFT's rounding errors, which the norm would blow up where a window is black: bounded by Cauchy-Schwarz.
+    correlation = correlation.clamp(min=0).minimum(torch.sqrt(energy * previous.square().sum((1, 2, 3), keepdim=True)))
     # The kernels' energy is that of the whole batch, as published.
     norm = torch.sqrt(previous.square().sum() * energy + 1e-10) + 1e-5
     correlation = correlation / norm

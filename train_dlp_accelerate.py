@@ -1,0 +1,11 @@
+"""Train DLPv2 on several devices or machines:
+``accelerate launch --config_file ./accel_conf.yml train_dlp_accelerate.py -d shapes``.
+
+`train_dlp.py` runs on any number of processes; this is its published name for several.
+"""
+
+from train_dlp import main
+from utils.errors import run_command
+
+if __name__ == "__main__":
+    run_command(main)

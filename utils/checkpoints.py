@@ -1,0 +1,55 @@
+"""Saving and loading tensors: atomically, and with messages that name the file.
+
+A model's weights are a plain ``torch.save(model.state_dict())`` whose names are those of the published checkpoints:
+released files and ours are interchangeable.
+"""
+
+import pickle
+from pathlib import Path
+
+import torch
+
+from utils.errors import UserError
+from utils.files import replacing
+
+
+def save(contents, path):
+    """`torch.save` that leaves the file's old content or all of the new one."""
+    with replacing(path) as temporary:
+        torch.save(contents, temporary)
+
+
+def load(path, device="cpu"):
+    """The contents of a file that `save` or `torch.save` wrote; only tensors and plain Python values are accepted.
+
+    Raises `UserError` if there is no such file or if it cannot be read.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such checkpoint file")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: not a readable checkpoint (truncated, or of another kind): {reason[:200]}") from error
+
+
+def load_weights(model, path):
+    """Load a file of weights, strictly, into `model`, which stays as it was where they do not fit.
+
+    Raises `UserError` that names the file and what differs.
+    """
+    weights = load(path)
+    if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):
+        raise UserError(f"{path}: not a file of weights (a state dict of tensors)")
+    expected = model.state_dict()
+    problems = [f"lacks {name}" for name in expected if name not in weights]
+    problems += [f"has {name}, which the model has not" for name in weights if name not in expected]
+    problems += [
+        f"{name} is {list(weights[name].shape)}, the model's {list(value.shape)}"
+        for name, value in expected.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
+        raise UserError(f"{path}: does not fit the configuration's {type(model).__name__}: {problems[0]}{more}")
+    model.load_state_dict(weights)
