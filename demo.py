@@ -52,10 +52,10 @@ def main():
     config = Config.load("demo").replace("command line", **overrides_from(parser.parse_args()))
     accelerator = make_accelerator(config.device)
     started = time.monotonic()
+    trainer = Trainer(DLPTask(config, accelerator), config, accelerator, resume_command(accelerator))
     run = Run.create(config, DLPTask.kind, accelerator, parent=OUTPUT)
-    trainer = Trainer(DLPTask(run, accelerator), run, accelerator, resume_command(accelerator))
     before = measure(trainer.bare_model.eval(), config, run)
-    if not trainer.fit():
+    if not trainer.fit(run):
         return
     after = measure(trainer.bare_model.eval(), config, run)
     print(f"\nDLPv2 on {config.val_size} held-out images, {time.monotonic() - started:.0f} s in all")

@@ -338,6 +338,7 @@ class ObjectDLP(ParticleModel):
         glimpses [., K, C, g, g]; `dec_objects_original` decoded ones [., K, 1 + C, g, g], alpha first.
         """
         stage = Stage(deterministic, warmup, noisy)
+        self._check_input(x, x_prior, dims=(4, 5))
         clip = self._as_clip(x)
         x_prior = None if x_prior is None else self._as_clip(x_prior)
         encoding = self._encode_frames(clip, stage, x_prior, train_enc_prior).merge_time()
@@ -346,15 +347,19 @@ class ObjectDLP(ParticleModel):
 
     def _as_clip(self, x):
         """[B, C, H, W] or [B, T, C, H, W] -> [B, T, C, H, W], one frame per clip unless tracking."""
-        if x.dim() not in (4, 5) or x.shape[-3:] != (self.architecture.cdim, *2 * [self.architecture.image_size]):
-            size = self.architecture.image_size
-            raise UserError(
-                f"input of shape {list(x.shape)}: images [B, {self.architecture.cdim}, {size}, {size}]"
-                f" or clips [B, T, {self.architecture.cdim}, {size}, {size}] are legal"
-            )
         if x.dim() == 5 and self.use_tracking:
             return x
         return x.reshape(-1, 1, *x.shape[-3:])
+
+    def _check_input(self, x, x_prior=None, dims=(4,)):
+        """`UserError` unless x is made of images (4 in `dims`) or clips (5), and x_prior is shaped as x."""
+        image = [self.architecture.cdim, *2 * [self.architecture.image_size]]
+        if x.dim() not in dims or list(x.shape[-3:]) != image:
+            image = ", ".join(map(str, image))
+            kinds = {4: f"images [B, {image}]", 5: f"clips [B, T, {image}]"}
+            raise UserError(f"input of shape {list(x.shape)}; legal: {' or '.join(kinds[n] for n in dims)}")
+        if x_prior is not None and x_prior.shape != x.shape:
+            raise UserError(f"x_prior of shape {list(x_prior.shape)}; legal: the input's shape, {list(x.shape)}")
 
     def _encode_frames(self, clip, stage, x_prior, train_prior):
         mixes = self.architecture.filtering_heuristic == "none"  # the mixer needs all proposals, in their order
@@ -380,6 +385,7 @@ class ObjectDLP(ParticleModel):
         `cropped_objects`, `bg_mask` [B, 1, H, W] and `z_offset`, without proposals and decodings.
         """
         stage = Stage(deterministic, warmup, noisy)
+        self._check_input(x)
         with torch.set_grad_enabled(train_prior and torch.is_grad_enabled()):
             proposals = self.fg_module.propose(x)
         anchors = self.fg_module.anchors(x, proposals)
@@ -409,6 +415,7 @@ class ObjectDLP(ParticleModel):
         `reshape`.
         """
         stage = Stage(deterministic, warmup, noisy)
+        self._check_input(x, x_prior, dims=(5,))
         encoding = self._encode_frames(x, stage, x_prior, train_prior).merge_time()
         output = encoding_dict(encoding)
         if decode:
@@ -511,6 +518,8 @@ def gaussian_kl(posterior, mean=0.0, logvar=0.0):
 def reconstruction_loss(x, rec, recon_loss_type, recon_loss_func):
     """The error of each image, summed over pixels and channels: [B, C, H, W] twice -> [B]."""
     if recon_loss_type == "vgg":
+        if recon_loss_func is None:
+            raise UserError('recon_loss_func is None; legal with recon_loss_type "vgg": a VGGDistance')
         return recon_loss_func(x, rec, reduction="none")
     return calc_reconstruction_loss(x, rec, loss_type=recon_loss_type, reduction="none")
 

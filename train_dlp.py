@@ -8,9 +8,11 @@ from eval.eval_gen_metrics import eval_dlp_im_metric
 from eval.eval_model import draw_dlp, evaluate_validation_elbo, image_dataset
 from eval.image_metrics import available_metrics
 from models import ObjectDLP
+from utils import checkpoints
 from utils.config import Config, add_override_arguments, overrides_from
 from utils.errors import UserError, run_command
 from utils.loss_functions import VGGDistance
+from utils.pretrained import ensure_weight_files, missing_weight_files
 from utils.run import Run
 from utils.training import RESUMABLE, Task, Trainer, make_accelerator, training_stage
 
@@ -23,19 +25,16 @@ class DLPTask(Task):
     kind = "dlp"
     bar = ("loss", "loss_rec", "kl", "psnr", "visible", "beta_a", "beta_b", "scale")
 
-    def __init__(self, run, accelerator):
-        self.run, self.config, self.accelerator = run, run.config, accelerator
-        is_vgg = self.config.recon_loss_type == "vgg"
-        self.recon_loss_func = VGGDistance(device=accelerator.device) if is_vgg else None
-        self.metrics = self._usable_metrics() if self.config.eval_im_metrics else []
-
-    def _usable_metrics(self):
-        """The metrics that can be had here; what cannot is said once."""
-        usable, messages = available_metrics(self.config.metrics)
-        for message in messages:
-            self.run.log(message)
-            self.accelerator.print(message)
-        return usable
+    def __init__(self, config, accelerator):
+        self.config, self.accelerator = config, accelerator
+        metrics = config.metrics if config.eval_im_metrics else ()
+        self.recon_loss_func = None
+        if config.recon_loss_type == "vgg":
+            if missing_weight_files(recon_loss_type="vgg"):
+                ensure_weight_files(metrics, "vgg")  # one message for all that is missing
+            self.recon_loss_func = VGGDistance(device=accelerator.device)
+        # Training goes on without the metrics that cannot be had here.
+        self.metrics, self.notes = available_metrics(metrics)
 
     def build_model(self):
         return ObjectDLP.from_config(self.config)
@@ -59,7 +58,7 @@ class DLPTask(Task):
         )
         return {**losses, **health(output)}
 
-    def evaluate(self, model, progress):
+    def evaluate(self, model, progress, run):
         config, device, epoch = self.config, self.accelerator.device, progress.epoch
         scores = {
             "val_loss": evaluate_validation_elbo(
@@ -70,7 +69,7 @@ class DLPTask(Task):
                 recon_loss_type=config.recon_loss_type,
                 device=device,
                 save_image=True,
-                fig_dir=self.run.figures,
+                fig_dir=run.figures,
                 topk=config.topk,
                 recon_loss_func=self.recon_loss_func,
                 beta_rec=config.beta_rec,
@@ -85,7 +84,7 @@ class DLPTask(Task):
                 model,
                 device,
                 config,
-                eval_dir=self.run.path,
+                eval_dir=run.path,
                 metrics=self.metrics,
                 batch_size=config.batch_size,
                 accelerator=self.accelerator,
@@ -123,22 +122,12 @@ def parse_arguments(arguments=None):
     return args
 
 
-def open_run(args):
-    """The run that the arguments ask for, new or to be resumed, and its accelerator."""
-    overrides = overrides_from(args)
-    if args.resume is None:
-        config = Config.load(args.dataset).replace("command line", **overrides)
-        accelerator = make_accelerator(config.device)
-        return Run.create(config, DLPTask.kind, accelerator), accelerator
+def resumed_config(run, overrides):
+    """The configuration with which a run goes on."""
     fixed = [name for name in overrides if name not in RESUMABLE]
     if fixed:
         raise UserError(f"--{fixed[0]} cannot change when a run goes on; legal: {', '.join(RESUMABLE)}")
-    run = Run.open(args.resume)
-    config = run.config.replace("command line", **overrides)
-    accelerator = make_accelerator(config.device)
-    run.is_main = accelerator.is_main_process
-    run.save_config(config)
-    return run, accelerator
+    return run.config.replace("command line", **overrides)
 
 
 def resume_command(accelerator):
@@ -148,12 +137,20 @@ def resume_command(accelerator):
 
 def main(arguments=None):
     args = parse_arguments(arguments)
-    run, accelerator = open_run(args)
-    trainer = Trainer(DLPTask(run, accelerator), run, accelerator, resume_command(accelerator))
-    if args.resume is not None:
-        trainer.resume()
-    accelerator.print(f"run directory: {run.path}")
-    trainer.fit()
+    overrides = overrides_from(args)
+    run = Run.open(args.resume) if args.resume else None
+    config = resumed_config(run, overrides) if run else Config.load(args.dataset).replace("command line", **overrides)
+    accelerator = make_accelerator(config.device)
+    trainer = Trainer(DLPTask(config, accelerator), config, accelerator, resume_command(accelerator))
+    if run:
+        trainer.resume(run)
+        run.is_main = accelerator.is_main_process
+        run.save_config(config)
+    else:
+        if config.load_model:
+            checkpoints.load_weights(trainer.bare_model, config.pretrained_path)
+        run = Run.create(config, DLPTask.kind, accelerator)
+    trainer.fit(run)
 
 
 if __name__ == "__main__":

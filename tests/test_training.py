@@ -232,13 +232,16 @@ def test_bad_input_is_one_line_and_status_2(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]
     assert line.startswith("error: ") and words in line
     assert (uninterrupted / "hparams.json").read_text() == before
+    assert not list(config_path.parent.glob("*_shapes_dlp*")), "a run directory was left behind"
 
 
 def trainer_for(folder, data, task_type=train_dlp.DLPTask, **changes):
     config = Config.from_dict({**SMALL, "root": data, **changes})
     accelerator = Accelerator(cpu=True)
-    run = Run.create(config, "dlp", accelerator, folder)
-    return Trainer(task_type(run, accelerator), run, accelerator, train_dlp.resume_command(accelerator))
+    task = task_type(config, accelerator)
+    trainer = Trainer(task, config, accelerator, train_dlp.resume_command(accelerator))
+    trainer.run = Run.create(config, task.kind, accelerator, folder)
+    return trainer
 
 
 class DivergingTask(train_dlp.DLPTask):
@@ -253,7 +256,7 @@ class DivergingTask(train_dlp.DLPTask):
 def test_a_nan_stops_with_step_and_term_and_keeps_the_last_good_checkpoint(tmp_path, data):
     trainer = trainer_for(tmp_path, data, DivergingTask)
     with pytest.raises(TrainingError) as error:
-        trainer.fit()
+        trainer.fit(trainer.run)
     assert "loss is nan, loss_kl_scale is nan at iteration 5 (epoch 0)" in str(error.value)
     assert f"--resume {trainer.run.path}" in str(error.value) and "\n" not in str(error.value)
     state = trainer.run.load_state()

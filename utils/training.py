@@ -18,7 +18,6 @@ from accelerate.utils import gather_object, set_seed
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
-from utils import checkpoints
 from utils.errors import UserError
 from utils.plotting import loss_graph
 
@@ -48,11 +47,13 @@ class TrainingError(UserError):
 class Task:
     """What is special about training one kind of model; the loop calls nothing else.
 
-    `kind` names the run directory and its weights, `bar` the loss terms that the progress bar shows.
+    `kind` names the run directory and its weights, `bar` the loss terms that the progress bar shows, `notes` are lines
+    to tell the user when training starts.
     """
 
     kind = ""
     bar = ()
+    notes = ()
 
     def build_model(self):
         """The model to train."""
@@ -69,10 +70,10 @@ class Task:
         """
         raise NotImplementedError
 
-    def evaluate(self, model, progress):
+    def evaluate(self, model, progress, run):
         """After an epoch: a dict of numbers, with "val_loss" and perhaps "lpips", by which the best weights are kept.
 
-        Called on every process, with the bare model in eval mode.
+        Called on every process, with the bare model in eval mode. run: the `Run`, for what is written beside.
         """
         raise NotImplementedError
 
@@ -197,18 +198,16 @@ class Interruption:
 
 
 class Trainer:
-    """Trains a task's model in a run directory, from the start or from the run's saved state."""
+    """Trains a task's model, from the start or from a run's saved state."""
 
-    def __init__(self, task, run, accelerator, resume_command):
-        """resume_command: what a user types to go on, shown when a run is stopped."""
-        self.task, self.run, self.accelerator = task, run, accelerator
-        self.config = config = run.config
-        self.resume_command = resume_command
-        set_seed(config.seed, device_specific=True)
+    def __init__(self, task, config, accelerator, resume_command):
+        """resume_command: what a user types, before the run directory, to go on with a run that was stopped."""
+        self.task, self.config, self.accelerator, self.resume_command = task, config, accelerator, resume_command
+        self.run = None
         self.progress, self.means, self.best = Progress(), RunningMeans(), {}
+        self.interruption = Interruption()
+        set_seed(config.seed, device_specific=True)
         model = task.build_model()
-        if config.load_model:
-            checkpoints.load_weights(model, config.pretrained_path)
         optimizer = torch.optim.Adam(
             model.parameters(), config.lr, config.adam_betas, config.adam_eps, config.weight_decay
         )
@@ -227,16 +226,18 @@ class Trainer:
             persistent_workers=config.num_workers > 0,
             generator=torch.Generator(),  # starting an epoch draws from it, not from the model's generator
         )
-        self.interruption = Interruption()
 
     @property
     def bare_model(self):
         return self.accelerator.unwrap_model(self.model)
 
-    def fit(self):
-        """Train to the configuration's last epoch. Returns whether it got there (and was not stopped by a signal)."""
+    def fit(self, run):
+        """Train to the configuration's last epoch, in `run`. Returns whether it got there, not stopped by a signal."""
+        self.run = run
+        for line in (f"run directory: {run.path}", *self.task.notes):
+            self._say(line)
         if self.progress.epoch >= self.config.num_epochs:
-            self._say(f"{self.run.path}: all {self.config.num_epochs} epochs are done; more: --num_epochs")
+            self._say(f"all {self.config.num_epochs} epochs are done; more: --num_epochs")
         with self.interruption.watched():
             while self.progress.epoch < self.config.num_epochs:
                 if not self._train_epoch():
@@ -330,7 +331,7 @@ class Trainer:
         model = self.bare_model.eval()
         with torch.no_grad(), keeping_random_state():
             set_seed(self.config.seed)
-            scores = self.task.evaluate(model, self.progress)
+            scores = self.task.evaluate(model, self.progress, self.run)
             if self.accelerator.is_main_process:
                 for name, image in self.task.figures(model).items():
                     self.run.save_figure(f"{name}_{self.progress.epoch}", image)
@@ -362,12 +363,13 @@ class Trainer:
             }
         )
 
-    def resume(self):
-        """Go on from the run's saved state. Raises `UserError` where that cannot be done exactly."""
-        state = self.run.load_state()
+    def resume(self, run):
+        """Go on from a run's saved state. Raises `UserError` where that cannot be done exactly."""
+        self.run = run
+        state = run.load_state()
         processes = len(state["random_states"])
         if processes != self.accelerator.num_processes:
-            raise UserError(f"{self.run.path} was trained by {processes} process(es); it can only go on with as many")
+            raise UserError(f"{run.path} was trained by {processes} process(es); it can only go on with as many")
         self.bare_model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
