@@ -291,17 +291,17 @@ class TransformerMLP(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """A pre-norm transformer block. x: [B, L, C]; `bias`: [heads, L, L] or None, added to the attention's logits."""
+    """A pre-norm transformer block around an attention module: x to a tensor of the same shape, [..., C]."""
 
-    def __init__(self, dim, heads, dropout, linear_bias, mlp_ratio, activation):
+    def __init__(self, dim, attention, mlp_ratio, activation, dropout):
         super().__init__()
         self.ln1 = nn.LayerNorm(dim)
         self.ln2 = nn.LayerNorm(dim)
-        self.attn = Attention(dim, heads, dropout, linear_bias)
+        self.attn = attention
         self.mlp = TransformerMLP(dim, mlp_ratio, activation, dropout)
 
-    def forward(self, x, bias=None):
-        x = x + self.attn(self.ln1(x), bias)
+    def forward(self, x):
+        x = x + self.attn(self.ln1(x))
         return x + self.mlp(self.ln2(x))
 
 
@@ -437,9 +437,8 @@ class GlimpseEncoder(nn.Module):
         if self.attends:
             self.pos_enc = FourierFeatures()
             self.pos_emb = mlp(2 * len(self.pos_enc.b) + 2, 1024, HIDDEN_DIM, activation=nn.GELU)
-            self.self_attention = TransformerBlock(
-                HIDDEN_DIM, heads=1, dropout=config.dropout, linear_bias=True, mlp_ratio=2, activation=nn.ReLU
-            )
+            attention = Attention(HIDDEN_DIM, 1, config.dropout, linear_bias=True)
+            self.self_attention = TransformerBlock(HIDDEN_DIM, attention, 2, nn.ReLU, config.dropout)
             init_transformer_weights(self.self_attention)
         self.backbone = mlp(HIDDEN_DIM, HIDDEN_DIM, HIDDEN_DIM, final_activation=True)
 

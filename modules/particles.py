@@ -35,18 +35,30 @@ class TensorTree:
         """[B * T, ...] -> [B, T, ...]"""
         return self.map(lambda x: x.unflatten(0, (-1, num_frames)))
 
+    def frames(self, frames):
+        """The frames that an index or slice selects: [B, T, ...] -> [B, ...] or [B, t, ...]"""
+        return self.map(lambda x: x[:, frames])
+
+    @classmethod
+    def cat(cls, trees, dim=1):
+        """[B, T1, ...], [B, T2, ...], ... -> [B, T1 + T2 + ..., ...]"""
+        return cls._join(torch.cat, trees, dim)
+
     @classmethod
     def stack(cls, trees, dim=1):
         """One tree per frame, [B, ...] each -> [B, T, ...]"""
-        first = trees[0]
-        stacked = {}
-        for name, value in first._items():
+        return cls._join(torch.stack, trees, dim)
+
+    @classmethod
+    def _join(cls, join, trees, dim):
+        joined = {}
+        for name, first in trees[0]._items():
             values = [getattr(tree, name) for tree in trees]
-            if isinstance(value, TensorTree):
-                stacked[name] = type(value).stack(values, dim)
+            if isinstance(first, TensorTree):
+                joined[name] = first._join(join, values, dim)
             else:
-                stacked[name] = None if value is None else torch.stack(values, dim)
-        return cls(**stacked)
+                joined[name] = None if first is None else join(values, dim)
+        return cls(**joined)
 
     def _items(self):
         return [(field.name, getattr(self, field.name)) for field in fields(self)]
@@ -126,6 +138,29 @@ class Posterior(TensorTree):
     def position(self):
         """The position's distribution."""
         return Gaussian(self.z_base + self.offset.mean, self.offset.logvar)
+
+
+@dataclass
+class Prediction(TensorTree):
+    """The distributions that the dynamics give for the next particle set."""
+
+    position: Gaussian
+    scale: Gaussian
+    depth: Gaussian
+    obj_on: BetaParams
+    features: Gaussian
+    bg: Gaussian
+
+    def sample(self, deterministic=False):
+        """A draw, or the means, as `Particles`."""
+        return Particles(
+            self.position.sample(deterministic),
+            self.scale.sample(deterministic),
+            self.depth.sample(deterministic),
+            self.obj_on.sample(deterministic),
+            self.features.sample(deterministic),
+            self.bg.sample(deterministic),
+        )
 
 
 def reparameterize(mu, logvar):

@@ -1,0 +1,224 @@
+"""PINT, the particle interaction transformer: from the particles of past frames to the distribution of the next ones
+(arXiv 2306.05957, section 3.2).
+
+Shape letters: B clips, T frames, K particles, N = K + 1 tokens per frame (the last one is the background's), C width,
+d and d_bg the widths of the appearance and of the background.
+"""
+
+import torch
+from torch import nn
+
+from modules.modules import Attention, TransformerBlock, init_transformer_weights, mlp
+from modules.particles import BetaParams, Gaussian, Particles, Prediction
+
+
+class RelativePositionBias(nn.Module):
+    """Learned biases of the attention's logits by the tokens' distance in time and in particle order."""
+
+    def __init__(self, n_head, max_frames, max_particles):
+        super().__init__()
+        self.max_frames, self.max_particles = max_frames, max_particles
+        self.rel_pos_bias = nn.Parameter(0.02 * torch.randn(2 * max_frames - 1, n_head))
+        self.particle_rel_pos_bias = nn.Parameter(0.02 * torch.randn(2 * max_particles - 1, n_head))
+
+    def forward(self, n_particles, n_frames):
+        """[heads, N, T, N, T], from token (i, t) to token (j, s)."""
+        time = self._by_distance(self.rel_pos_bias, n_frames, self.max_frames)  # [heads, T, T]
+        particle = self._by_distance(self.particle_rel_pos_bias, n_particles, self.max_particles)  # [heads, N, N]
+        return time[:, None, :, None, :] + particle[:, :, None, :, None]
+
+    @staticmethod
+    def _by_distance(table, count, maximum):
+        index = torch.arange(count, device=table.device)
+        return table[maximum - 1 + index[None, :] - index[:, None]].permute(2, 0, 1)
+
+
+class CausalParticleAttention(Attention):
+    """Attention over all tokens of all frames at once: token (i, t) sees (j, s) for every particle j and frame s <= t."""
+
+    def __init__(self, dim, n_head, max_frames, max_particles, dropout, positional_bias):
+        super().__init__(dim, n_head, dropout, linear_bias=False)
+        self.register_buffer("mask", torch.ones(max_frames, max_frames).tril()[None, None, None, :, None, :])
+        self.rel_pos_bias = RelativePositionBias(n_head, max_frames, max_particles) if positional_bias else None
+
+    def forward(self, x):
+        """[B, N, T, C] -> [B, N, T, C]"""
+        N, T = x.shape[1:3]
+        visible = self.mask[..., :T, :, :T].bool()  # [1, 1, 1, T, 1, T]
+        bias = x.new_zeros(1, N, T, N, T) if self.rel_pos_bias is None else self.rel_pos_bias(N, T)
+        bias = bias.masked_fill(~visible[0], float("-inf")).flatten(3, 4).flatten(1, 2)  # [heads, N*T, N*T]
+        return super().forward(x.flatten(1, 2), bias).unflatten(1, (N, T))
+
+
+class ParticleTransformer(nn.Module):
+    """A causal transformer over particles and frames: [B, N, T, C] -> [B, N, T, C]."""
+
+    def __init__(self, dim, n_head, n_layer, max_frames, max_particles, dropout, positional_bias=True):
+        super().__init__()
+        self.blocks = nn.Sequential(
+            *(
+                TransformerBlock(
+                    dim,
+                    CausalParticleAttention(dim, n_head, max_frames, max_particles, dropout, positional_bias),
+                    4,
+                    nn.GELU,
+                    dropout,
+                )
+                for _ in range(n_layer)
+            )
+        )
+        self.ln_f = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, dim, bias=False)
+        init_transformer_weights(self)
+
+    def forward(self, x):
+        return self.head(self.ln_f(self.blocks(x)))
+
+
+class ParticleProjection(nn.Module):
+    """Particles -> tokens: each attribute through an MLP of its own, then all of a particle's through one."""
+
+    def __init__(self, features_dim, bg_features_dim, hidden_dim, dim):
+        super().__init__()
+        self.xy_projection = mlp(2, hidden_dim, 2)
+        self.scale_projection = mlp(2, hidden_dim, 2)
+        self.obj_on_projection = mlp(1, hidden_dim, 1)
+        self.depth_projection = mlp(1, hidden_dim, 1)
+        self.features_projection = mlp(features_dim, hidden_dim, features_dim)
+        self.particle_projection = mlp(2 + 2 + 1 + 1 + features_dim, hidden_dim, dim)
+        self.bg_features_projection = mlp(bg_features_dim, hidden_dim, dim)
+
+    def forward(self, particles):
+        """`Particles` [B, T, ...] -> tokens [B, N, T, C], the background's last."""
+        attributes = [
+            self.xy_projection(particles.z),
+            self.scale_projection(particles.z_scale),
+            self.obj_on_projection(particles.obj_on.unsqueeze(-1)),
+            self.depth_projection(particles.z_depth),
+            self.features_projection(particles.z_features),
+        ]
+        tokens = self.particle_projection(torch.cat(attributes, dim=-1))  # [B, T, K, C]
+        background = self.bg_features_projection(particles.z_bg).unsqueeze(2)  # [B, T, 1, C]
+        return torch.cat([tokens, background], dim=2).transpose(1, 2)
+
+
+class ParticleDecoder(nn.Module):
+    """Tokens -> the distribution of the next particles, as changes where the dynamics predict those."""
+
+    def __init__(self, features_dim, bg_features_dim, hidden_dim, dim):
+        super().__init__()
+        self.backbone = mlp(dim, hidden_dim, hidden_dim, final_activation=True)
+        self.x_head = nn.Linear(hidden_dim, 2)  # the first component, y, under its published name
+        self.y_head = nn.Linear(hidden_dim, 2)
+        self.scale_xy_head = nn.Linear(hidden_dim, 4)
+        self.obj_on_head = nn.Linear(hidden_dim, 2)
+        self.depth_head = nn.Linear(hidden_dim, 2)
+        self.features_head = nn.Linear(hidden_dim, 2 * features_dim)
+        self.bg_features_head = nn.Linear(hidden_dim, 2 * bg_features_dim)
+
+    def forward(self, tokens):
+        """[B, N, T, C] -> `Prediction` [B, T, ...]; the position's mean is not bounded yet."""
+        hidden = self.backbone(tokens.transpose(1, 2))  # [B, T, N, hidden]
+        particles, background = hidden[:, :, :-1], hidden[:, :, -1]
+        mean, logvar = torch.stack([self.x_head(particles), self.y_head(particles)], dim=-2).unbind(-1)
+        return Prediction(
+            Gaussian(mean, logvar),
+            Gaussian.from_params(self.scale_xy_head(particles)),
+            Gaussian.from_params(self.depth_head(particles)),
+            BetaParams.from_logits(self.obj_on_head(particles)),
+            Gaussian.from_params(self.features_head(particles)),
+            Gaussian.from_params(self.bg_features_head(background)),
+        )
+
+
+class DynamicsDLP(nn.Module):
+    """PINT. `block_size`: the longest window, T_max frames; `max_particles`: K + 1; the window's last prediction is the
+    next frame's.
+
+    With `depth_logvar_from_mean` the depth's logvar is its mean (before the current depth is added to it), as in the
+    published release.
+    """
+
+    def __init__(
+        self,
+        features_dim,
+        bg_features_dim,
+        hidden_dim,
+        projection_dim,
+        n_head=4,
+        n_layer=2,
+        block_size=12,
+        dropout=0.1,
+        kp_activation="tanh",
+        predict_delta=True,
+        max_delta=1.0,
+        positional_bias=True,
+        max_particles=None,
+        depth_logvar_from_mean=False,
+    ):
+        super().__init__()
+        self.block_size, self.predict_delta, self.max_delta = block_size, predict_delta, max_delta
+        self.depth_logvar_from_mean = depth_logvar_from_mean
+        self.activation = torch.tanh if kp_activation == "tanh" else torch.sigmoid
+        self.particle_projection = ParticleProjection(features_dim, bg_features_dim, hidden_dim, projection_dim)
+        self.particle_transformer = ParticleTransformer(
+            projection_dim, n_head, n_layer, block_size, max_particles, dropout, positional_bias
+        )
+        self.particle_decoder = ParticleDecoder(features_dim, bg_features_dim, hidden_dim, projection_dim)
+
+    def predict(self, particles):
+        """`Particles` [B, T, ...], T <= block_size -> `Prediction` [B, T, ...] of each frame's successor."""
+        prediction = self.particle_decoder(self.particle_transformer(self.particle_projection(particles)))
+        prediction.position.mean = self.max_delta * self.activation(prediction.position.mean)
+        if self.depth_logvar_from_mean:
+            prediction.depth.logvar = prediction.depth.mean
+        if self.predict_delta:
+            prediction.position.mean = particles.z + prediction.position.mean
+            prediction.scale.mean = particles.z_scale + prediction.scale.mean
+            prediction.depth.mean = particles.z_depth + prediction.depth.mean
+            prediction.features.mean = particles.z_features + prediction.features.mean
+            prediction.bg.mean = particles.z_bg + prediction.bg.mean
+        return prediction
+
+    def roll_out(self, particles, steps, deterministic=True):
+        """`Particles` [B, T, ...] of the first frames -> [B, T + steps, ...], the predicted ones behind them."""
+        for _ in range(steps):
+            window = particles.frames(slice(-self.block_size, None))
+            following = self.predict(window).frames(slice(-1, None)).sample(deterministic)
+            particles = Particles.cat([particles, following])
+        return particles
+
+    def forward(self, z, z_scale, z_obj_on, z_depth, z_features, z_bg_features):
+        """`predict` for loose tensors: z, z_scale [B, T, K, 2]; z_obj_on [B, T, K]; z_depth [B, T, K, 1]; z_features
+        [B, T, K, d]; z_bg_features [B, T, d_bg]. Returns the dict of `prediction_dict`."""
+        return prediction_dict(self.predict(_as_particles(z, z_scale, z_obj_on, z_depth, z_features, z_bg_features)))
+
+    def sample(self, z, z_scale, z_obj_on, z_depth, z_features, z_bg_features, steps=10, deterministic=False):
+        """`roll_out` for loose tensors, shaped as for `forward`: the same six, in the same order, [B, T + steps, ...]."""
+        particles = _as_particles(z, z_scale, z_obj_on, z_depth, z_features, z_bg_features)
+        unrolled = self.roll_out(particles, steps, deterministic)
+        obj_on = unrolled.obj_on.view(*unrolled.obj_on.shape, *z_obj_on.shape[3:])
+        return unrolled.z, unrolled.z_scale, obj_on, unrolled.z_depth, unrolled.z_features, unrolled.z_bg
+
+
+def _as_particles(z, z_scale, z_obj_on, z_depth, z_features, z_bg_features):
+    return Particles(z, z_scale, z_depth, z_obj_on.reshape(z.shape[:3]), z_features, z_bg_features)
+
+
+def prediction_dict(prediction, suffix=""):
+    """The release's names for a `Prediction`'s tensors, with a suffix."""
+    output = {
+        "mu": prediction.position.mean,
+        "logvar": prediction.position.logvar,
+        "mu_features": prediction.features.mean,
+        "logvar_features": prediction.features.logvar,
+        "obj_on_a": prediction.obj_on.a,
+        "obj_on_b": prediction.obj_on.b,
+        "mu_depth": prediction.depth.mean,
+        "logvar_depth": prediction.depth.logvar,
+        "mu_scale": prediction.scale.mean,
+        "logvar_scale": prediction.scale.logvar,
+        "mu_bg": prediction.bg.mean,
+        "logvar_bg": prediction.bg.logvar,
+    }
+    return {f"{name}{suffix}": value for name, value in output.items()}
