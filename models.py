@@ -1,6 +1,7 @@
-"""The models: how the modules are put together, and their losses.
+"""The models: how the modules are put together, and their losses (arXiv 2306.05957, sections 3.1 and 3.2).
 
-`ObjectDLP` is DLPv2: images as particles and a background (arXiv 2306.05957, section 3.1). Shape letters: B batch,
+`ObjectDLP` is DLPv2: images as particles and a background. `ObjectDynamicsDLP` is DDLP: videos as particles that are
+tracked and whose future is predicted. Shape letters: B batch,
 T frames, K particles, N proposals, C channels, H x W the image, g the glimpse's side, d and d_bg the widths of the
 appearance and of the background.
 """
@@ -13,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modules.dynamics_modules import DynamicsDLP, prediction_dict
 from modules.modules import Architecture, Background, Foreground, Stage
-from modules.particles import BetaParams, Gaussian, Particles, Posterior, TensorTree
-from utils.config import Config, check_architecture
+from modules.particles import BetaParams, Gaussian, Particles, Posterior, Prediction, TensorTree
+from utils.config import Config, check_architecture, check_dynamics
 from utils.errors import UserError
 from utils.loss_functions import ChamferLossKL, calc_kl, calc_kl_beta_dist, calc_reconstruction_loss
 
@@ -88,6 +90,16 @@ class ParticleModel(nn.Module):
 
     # ------------------------------------------------------------------------------------------- encode and decode
 
+    def _check_input(self, x, x_prior=None, dims=(4,)):
+        """`UserError` unless x is made of images (4 in `dims`) or clips (5), and x_prior is shaped as x."""
+        image = [self.architecture.cdim, *2 * [self.architecture.image_size]]
+        if x.dim() not in dims or list(x.shape[-3:]) != image:
+            image = ", ".join(map(str, image))
+            kinds = {4: f"images [B, {image}]", 5: f"clips [B, T, {image}]"}
+            raise UserError(f"input of shape {list(x.shape)}; legal: {' or '.join(kinds[n] for n in dims)}")
+        if x_prior is not None and x_prior.shape != x.shape:
+            raise UserError(f"x_prior of shape {list(x_prior.shape)}; legal: the input's shape, {list(x.shape)}")
+
     def _encode_clip(self, x, stage, x_prior=None, prior_frames=None, train_prior=True, heuristic=None):
         """Track the particles through a clip: frame 0 from the proposals, each later frame from the one before.
 
@@ -141,6 +153,16 @@ class ParticleModel(nn.Module):
         bg = self.bg_module.decode(z_bg)
         return Decoding(glimpses, image, alpha_masks, bg, bg_mask * bg + image)
 
+    def _foreground_dict(self, particles, noisy):
+        """The part of the output dictionary that decoding the foreground fills."""
+        glimpses, foreground, bg_mask, alpha_masks = self.fg_module.decode(particles, noisy)
+        return {
+            "dec_objects_original": glimpses,
+            "dec_objects": foreground,
+            "bg_mask": bg_mask,
+            "alpha_masks": alpha_masks,
+        }
+
     def _autoencode(self, x, encoding, stage, bg_masks_from_fg):
         """Encode the background of [B, C, H, W] images and decode all. Completes `encoding`; returns a `Decoding`."""
         foreground = self.fg_module.decode(encoding.particles, stage.noisy)
@@ -189,41 +211,33 @@ class ParticleModel(nn.Module):
             "bg": gaussian_kl(posterior.bg),
         }
 
-    def _glimpse_reconstruction(self, output, recon_loss_type, recon_loss_func):
-        """Warm-up's reconstruction: decoded glimpses' colours against the glimpses cut, a value per glimpse [B * K]."""
+    def _reconstruction(self, x, output, stage, recon_loss_type, recon_loss_func):
+        """Each image's reconstruction error [B], and the PSNR. x: [B, C, H, W].
+
+        In warm-up the decoded glimpses' colours against the glimpses cut, summed over the glimpses, and a PSNR of 0.
+        """
+        if not stage.warmup:
+            rec = reconstruction_loss(x, output["rec"], recon_loss_type, recon_loss_func)
+            return rec, peak_signal_to_noise_ratio(x, output["rec"])
         target = output["cropped_objects_original"].flatten(0, 1)
         decoded = output["dec_objects_original"][:, :, 1:].flatten(0, 1)
         if recon_loss_type == "vgg" and target.shape[-1] < 32:
             target, decoded = (
                 F.interpolate(x, size=32, mode="bilinear", align_corners=False) for x in (target, decoded)
             )
-        return reconstruction_loss(target, decoded, recon_loss_type, recon_loss_func)
+        rec = reconstruction_loss(target, decoded, recon_loss_type, recon_loss_func)
+        return rec.unflatten(0, (len(x), -1)).sum(-1), rec.new_zeros(())
 
     def _static_elbo(self, x, output, stage, beta_kl, beta_rec, kl_balance, recon_loss_type, recon_loss_func):
         """DLPv2's loss (arXiv 2306.05957, section 3.1) as `calc_elbo` documents it. x: [B, C, H, W]."""
+        rec, psnr = self._reconstruction(x, output, stage, recon_loss_type, recon_loss_func)
         if stage.warmup:
-            rec = self._glimpse_reconstruction(output, recon_loss_type, recon_loss_func).mean()
-            psnr = torch.zeros_like(rec)
-        else:
-            rec = reconstruction_loss(x, output["rec"], recon_loss_type, recon_loss_func).mean()
-            psnr = peak_signal_to_noise_ratio(x, output["rec"])
+            rec = rec / output["z"].shape[1]  # a mean over the glimpses
+        rec = rec.mean()
         terms = self._static_kl(posterior_of(output), output["kp_p"], stage, kl_balance)
-        kl = {name: term.mean() for name, term in terms.items()}
-        loss_kl_feat = kl["features"] + kl["bg"]
-        kl_sum = kl["kp"] + kl["scale"] + kl["obj_on"] + kl_balance * (loss_kl_feat + kl["depth"])
-        loss = beta_rec * rec + beta_kl * kl_sum
-        return {
-            "loss": loss * VGG_LOSS_SCALE if recon_loss_type == "vgg" else loss,
-            "psnr": psnr,
-            "kl": kl_sum,
-            "loss_rec": rec,
-            "obj_on_l1": output["obj_on"].abs().sum(-1).mean(),
-            "loss_kl_kp": kl["kp"],
-            "loss_kl_feat": loss_kl_feat,
-            "loss_kl_obj_on": kl["obj_on"],
-            "loss_kl_scale": kl["scale"],
-            "loss_kl_depth": kl["depth"],
-        }
+        kl = kl_dict({name: term.mean() for name, term in terms.items()}, kl_balance)
+        loss = beta_rec * rec + beta_kl * kl["kl"]
+        return elbo_dict(loss, psnr, rec, kl, output, recon_loss_type)
 
     # -------------------------------------------------------------------------------------------------- parameters
 
@@ -347,19 +361,7 @@ class ObjectDLP(ParticleModel):
 
     def _as_clip(self, x):
         """[B, C, H, W] or [B, T, C, H, W] -> [B, T, C, H, W], one frame per clip unless tracking."""
-        if x.dim() == 5 and self.use_tracking:
-            return x
-        return x.reshape(-1, 1, *x.shape[-3:])
-
-    def _check_input(self, x, x_prior=None, dims=(4,)):
-        """`UserError` unless x is made of images (4 in `dims`) or clips (5), and x_prior is shaped as x."""
-        image = [self.architecture.cdim, *2 * [self.architecture.image_size]]
-        if x.dim() not in dims or list(x.shape[-3:]) != image:
-            image = ", ".join(map(str, image))
-            kinds = {4: f"images [B, {image}]", 5: f"clips [B, T, {image}]"}
-            raise UserError(f"input of shape {list(x.shape)}; legal: {' or '.join(kinds[n] for n in dims)}")
-        if x_prior is not None and x_prior.shape != x.shape:
-            raise UserError(f"x_prior of shape {list(x_prior.shape)}; legal: the input's shape, {list(x.shape)}")
+        return x if x.dim() == 5 and self.use_tracking else _as_images(x)
 
     def _encode_frames(self, clip, stage, x_prior, train_prior):
         mixes = self.architecture.filtering_heuristic == "none"  # the mixer needs all proposals, in their order
@@ -393,10 +395,7 @@ class ObjectDLP(ParticleModel):
         encoding = Encoding(proposals, *frame)
         mask = self.fg_module.decode(encoding.particles, noisy)[2] if bg_masks_from_fg else None
         mask = self._encode_background(x, encoding, stage, mask)
-        output = encoding_dict(encoding)
-        output["cropped_objects"] = output.pop("cropped_objects_original")
-        del output["kp_p"]
-        return {**output, "z_offset": encoding.particles.z - encoding.posterior.z_base, "bg_mask": mask}
+        return encoded_dict(encoding, mask)
 
     def fg_sequential_opt(
         self,
@@ -419,14 +418,8 @@ class ObjectDLP(ParticleModel):
         encoding = self._encode_frames(x, stage, x_prior, train_prior).merge_time()
         output = encoding_dict(encoding)
         if decode:
-            glimpses, foreground, bg_mask, alpha_masks = self.fg_module.decode(encoding.particles, noisy)
-            output |= {
-                "dec_objects_original": glimpses,
-                "dec_objects": foreground,
-                "bg_mask": bg_mask,
-                "alpha_masks": alpha_masks,
-            }
-        return output if reshape else {name: value.unflatten(0, x.shape[:2]) for name, value in output.items()}
+            output |= self._foreground_dict(encoding.particles, noisy)
+        return output if reshape else unflatten(output, x.shape[:2])
 
     def calc_elbo(
         self,
@@ -454,7 +447,276 @@ class ObjectDLP(ParticleModel):
         )
 
 
+class ObjectDynamicsDLP(ParticleModel):
+    """DDLP: a video as tracked particles, whose dynamics PINT predicts.
+
+    The arguments are those of the published release; `Architecture` and the configuration's keys say what they mean.
+    `timestep_horizon` is T, the frames that PINT sees; a training clip has T + 1. `depth_logvar_from_mean` is how the
+    published checkpoints were trained (see `DynamicsDLP`).
+    """
+
+    def __init__(
+        self,
+        cdim=3,
+        enc_channels=(16, 16, 32),
+        prior_channels=(16, 16, 32),
+        image_size=64,
+        n_kp=1,
+        pad_mode="replicate",
+        sigma=1.0,
+        dropout=0.0,
+        patch_size=16,
+        n_kp_enc=20,
+        n_kp_prior=20,
+        learned_feature_dim=16,
+        bg_learned_feature_dim=None,
+        kp_range=(-1, 1),
+        kp_activation="tanh",
+        anchor_s=0.25,
+        predict_delta=True,
+        timestep_horizon=10,
+        enable_enc_attn=False,
+        use_correlation_heatmaps=True,
+        use_resblock=False,
+        scale_std=0.3,
+        offset_std=0.2,
+        obj_on_alpha=0.1,
+        obj_on_beta=0.1,
+        pint_layers=6,
+        pint_heads=8,
+        pint_dim=256,
+        filtering_heuristic="variance",
+        depth_logvar_from_mean=False,
+    ):
+        arguments = locals()
+        super().__init__(Architecture(**{field.name: arguments[field.name] for field in fields(Architecture)}))
+        check_dynamics(pint_layers, pint_heads, pint_dim, timestep_horizon)
+        self.timestep_horizon = timestep_horizon
+        self.dyn_module = DynamicsDLP(
+            learned_feature_dim,
+            self.architecture.bg_feature_dim,
+            pint_dim,
+            pint_dim,
+            n_head=pint_heads,
+            n_layer=pint_layers,
+            block_size=timestep_horizon,
+            kp_activation=kp_activation,
+            predict_delta=predict_delta,
+            max_particles=n_kp_enc + 1,
+            depth_logvar_from_mean=depth_logvar_from_mean,
+        )
+
+    def _parameter_groups(self):
+        return {**super()._parameter_groups(), "dynamics": [self.dyn_module]}
+
+    def get_parameters(self, prior=True, encoder=True, decoder=True, dynamics=True):
+        """The parameters of the parts asked for, a list."""
+        return super().get_parameters(prior, encoder, decoder) + (self._parameters_of("dynamics") if dynamics else [])
+
+    def forward(
+        self,
+        x,
+        deterministic=False,
+        bg_masks_from_fg=False,
+        x_prior=None,
+        warmup=False,
+        noisy=False,
+        forward_dyn=True,
+        train_enc_prior=True,
+        num_static_frames=4,
+    ):
+        """Encode, decode and predict.
+
+        x: clips [B, T + 1, C, H, W]; forward_dyn=False: without the dynamics, the frames as images of one batch;
+        num_static_frames: frames with proposals of their own; the rest as for `ObjectDLP.forward`, whose dict is
+        returned too, batch [B * (T + 1), ...], with, [B, T, ...], PINT's prediction for each frame but the first:
+        `mu_dyn` and `logvar_dyn` (position), `mu_*_dyn` and `logvar_*_dyn` of scale, depth, features and bg, `obj_on_a_dyn`,
+        `obj_on_b_dyn`.
+        """
+        stage = Stage(deterministic, warmup, noisy)
+        self._check_clip(x, x_prior, self.timestep_horizon + 1 if forward_dyn else None)
+        clip = x if forward_dyn else _as_images(x)
+        x_prior = x_prior if forward_dyn or x_prior is None else _as_images(x_prior)
+        prior_frames = num_static_frames if forward_dyn else None
+        encoding = self._encode_clip(clip, stage, x_prior, prior_frames, train_enc_prior).merge_time()
+        decoding = self._autoencode(clip.flatten(0, 1), encoding, stage, bg_masks_from_fg)
+        output = {**encoding_dict(encoding), **decoding_dict(decoding)}
+        if forward_dyn:
+            past = encoding.particles.split_time(x.shape[1]).frames(slice(None, -1))
+            output |= prediction_dict(self.dyn_module.predict(past), "_dyn")
+        return output
+
+    def _check_clip(self, x, x_prior=None, num_frames=None):
+        self._check_input(x, x_prior, dims=(5,))
+        if num_frames is not None and x.shape[1] != num_frames:
+            raise UserError(f"a clip of {x.shape[1]} frames; legal: {num_frames}, timestep_horizon + 1")
+
+    def encode_all(
+        self,
+        x,
+        deterministic=False,
+        x_prior=None,
+        warmup=False,
+        noisy=False,
+        reshape=True,
+        train_prior=False,
+        num_static_frames=4,
+    ):
+        """Encode clips [B, T, C, H, W] of any length.
+
+        Returns `forward`'s dict of posteriors and draws, with `cropped_objects`, `bg_mask` [., 1, H, W] and `z_offset`,
+        without proposals and decodings: [B * T, ...] each, or [B, T, ...] without `reshape`.
+        """
+        stage = Stage(deterministic, warmup, noisy)
+        self._check_clip(x, x_prior)
+        encoding = self._encode_clip(x, stage, x_prior, num_static_frames, train_prior).merge_time()
+        mask = self._encode_background(x.flatten(0, 1), encoding, stage)
+        output = encoded_dict(encoding, mask)
+        return output if reshape else unflatten(output, x.shape[:2])
+
+    def fg_sequential_opt(
+        self,
+        x,
+        deterministic=False,
+        x_prior=None,
+        warmup=False,
+        noisy=False,
+        reshape=True,
+        train_prior=False,
+        num_static_frames=4,
+    ):
+        """Encode and draw the foreground of a clip alone; as `ObjectDLP.fg_sequential_opt`."""
+        stage = Stage(deterministic, warmup, noisy)
+        self._check_clip(x, x_prior)
+        encoding = self._encode_clip(x, stage, x_prior, num_static_frames, train_prior).merge_time()
+        output = {**encoding_dict(encoding), **self._foreground_dict(encoding.particles, noisy)}
+        return output if reshape else unflatten(output, x.shape[:2])
+
+    @torch.no_grad()
+    def sample(self, x, num_steps=10, deterministic=True, bg_masks_from_fg=False, cond_steps=None, return_z=False):
+        """Predict how a video goes on.
+
+        x: [B, F, C, H, W], whose first `cond_steps` frames (default T) are looked at; num_steps: frames to predict;
+        deterministic: PINT's means instead of samples. Returns [B, cond_steps + num_steps, C, H, W]: the conditioning
+        frames' reconstruction, then the prediction. With `return_z` also a dict of the particles of all frames:
+        `z_pos`, `z_scale`, `z_obj_on`, `z_depth`, `z_features`, `z_bg_features`, and `z_ids` [B, F, K], 1..K.
+        """
+        cond_steps = self.timestep_horizon if cond_steps is None else cond_steps
+        self._check_input(x, dims=(5,))
+        if not 1 <= cond_steps <= x.shape[1]:
+            raise UserError(f"cond_steps is {cond_steps}; legal: 1 to the clip's {x.shape[1]} frames")
+        stage = Stage(deterministic=True)
+        seen = x[:, :cond_steps]
+        encoding = self._encode_clip(seen, stage).merge_time()
+        mask = self.fg_module.decode(encoding.particles)[2] if bg_masks_from_fg else None
+        self._encode_background(seen.flatten(0, 1), encoding, stage, mask)
+        particles = encoding.particles.split_time(cond_steps)
+        particles = self.dyn_module.roll_out(particles, num_steps, deterministic)
+        rec = self._decode(particles.merge_time()).rec.unflatten(0, (len(x), -1))
+        if not return_z:
+            return rec
+        ids = torch.arange(1, particles.z.shape[2] + 1, device=x.device).expand(particles.obj_on.shape)
+        return rec, {
+            "z_pos": particles.z,
+            "z_scale": particles.z_scale,
+            "z_obj_on": particles.obj_on,
+            "z_depth": particles.z_depth,
+            "z_features": particles.z_features,
+            "z_bg_features": particles.z_bg,
+            "z_ids": ids,
+        }
+
+    def calc_elbo(
+        self,
+        x,
+        model_output,
+        warmup=False,
+        beta_kl=0.05,
+        beta_dyn=1.0,
+        beta_rec=1.0,
+        kl_balance=0.001,
+        dynamic_discount=None,
+        recon_loss_type="mse",
+        recon_loss_func=None,
+        balance=0.5,
+        beta_dyn_rec=0.1,
+        num_static=4,
+        noisy=False,
+    ):
+        """The loss of a video (arXiv 2306.05957, section 3.2): reconstruction, the static KL of the first `num_static`
+        frames, and the dynamics' KL of the later ones.
+
+        x: the clips [B, T + 1, C, H, W] that `model_output` was made from; dynamic_discount: the weights of frames
+        `num_static`, `num_static` + 1, ... (at least T + 1 - num_static of them; default 1); beta_dyn_rec: the weight
+        of those frames' reconstruction, beside the discount; balance: see `calc_kl`; the rest as for
+        `ObjectDLP.calc_elbo`, whose dict is returned, with `kl_dyn`.
+        """
+        self._check_clip(x, num_frames=self.timestep_horizon + 1)
+        num_frames = x.shape[1]
+        num_static = min(num_static, num_frames)
+        stage = Stage(warmup=warmup, noisy=noisy)
+        discount = self._discount(dynamic_discount, num_frames - num_static, x)
+
+        images = x.flatten(0, 1)
+        rec, psnr = self._reconstruction(images, model_output, stage, recon_loss_type, recon_loss_func)
+        rec = rec.unflatten(0, (-1, num_frames))
+        rec = rec[:, :num_static].sum(-1) + (beta_dyn_rec * discount * rec[:, num_static:]).sum(-1)
+        rec = rec.mean()
+
+        posterior = posterior_of(model_output).split_time(num_frames)
+        static = posterior.frames(slice(None, num_static)).merge_time()
+        proposals = model_output["kp_p"].unflatten(0, (-1, num_frames))[:, :num_static].flatten(0, 1)
+        terms = self._static_kl(static, proposals, stage, kl_balance)
+        terms["bg"] = terms["bg"] / self.architecture.bg_feature_dim  # as published: a mean over the features
+        terms = {name: term.unflatten(0, (-1, num_static)).sum(1).mean() for name, term in terms.items()}
+        kl = kl_dict(terms, kl_balance)
+
+        predicted = prediction_of(model_output).frames(slice(num_static - 1, None))
+        kl_dyn = dynamics_kl(posterior.frames(slice(num_static, None)), predicted, balance)
+        kl["kl_dyn"] = (discount * kl_dyn).sum(-1).mean()
+        loss = (beta_rec * rec + beta_kl * kl["kl"] + beta_dyn * kl["kl_dyn"]) / num_frames
+        return elbo_dict(loss, psnr, rec, kl, model_output, recon_loss_type)
+
+    def calc_elbo_static(
+        self,
+        x,
+        model_output,
+        warmup=False,
+        beta_kl=0.05,
+        beta_dyn=1.0,
+        beta_rec=1.0,
+        kl_balance=0.001,
+        dynamic_discount=None,
+        recon_loss_type="mse",
+        recon_loss_func=None,
+        balance=0.5,
+        noisy=False,
+    ):
+        """The loss without the dynamics: DLPv2's over all frames, with a `kl_dyn` of 0.
+
+        beta_dyn, dynamic_discount and balance, which weigh the dynamics, have no effect.
+        """
+        stage = Stage(warmup=warmup, noisy=noisy)
+        losses = self._static_elbo(
+            x.flatten(0, 1), model_output, stage, beta_kl, beta_rec, kl_balance, recon_loss_type, recon_loss_func
+        )
+        return {**losses, "kl_dyn": losses["kl"].new_zeros(())}
+
+    def _discount(self, discount, count, like):
+        """The weights of the `count` frames after the static ones, [count]."""
+        if discount is None:
+            return like.new_ones(count)
+        if len(discount) < count:
+            raise UserError(f"dynamic_discount has {len(discount)} entries; legal: at least {count}")
+        return torch.as_tensor(discount).to(like)[:count]
+
+
 # ----------------------------------------------------------------------------- the release's dictionaries, and terms
+
+
+def _as_images(x):
+    """[..., C, H, W] -> [N, 1, C, H, W]: clips of one frame."""
+    return x.reshape(-1, 1, *x.shape[-3:])
 
 
 def encoding_dict(encoding):
@@ -488,6 +750,19 @@ def encoding_dict(encoding):
     return output
 
 
+def encoded_dict(encoding, bg_mask):
+    """What `encode_all` returns."""
+    output = encoding_dict(encoding)
+    output["cropped_objects"] = output.pop("cropped_objects_original")
+    del output["kp_p"]
+    return {**output, "z_offset": encoding.particles.z - encoding.posterior.z_base, "bg_mask": bg_mask}
+
+
+def unflatten(output, sizes):
+    """A dictionary's tensors [B * T, ...] as [B, T, ...]."""
+    return {name: value.unflatten(0, sizes) for name, value in output.items()}
+
+
 def decoding_dict(decoding):
     """The part of the output dictionary that decoding fills."""
     return {
@@ -501,13 +776,75 @@ def decoding_dict(decoding):
 
 def posterior_of(output):
     """The `Posterior` in an output dictionary."""
-    scale, depth, features, offset, bg = (
-        Gaussian(output[f"mu_{name}"], output[f"logvar_{name}"])
-        for name in ("scale", "depth", "features", "offset", "bg")
-    )
     return Posterior(
-        output["z_base"], offset, scale, depth, BetaParams(output["obj_on_a"], output["obj_on_b"]), features, bg
+        output["z_base"],
+        gaussian_of(output, "offset"),
+        gaussian_of(output, "scale"),
+        gaussian_of(output, "depth"),
+        BetaParams(output["obj_on_a"], output["obj_on_b"]),
+        gaussian_of(output, "features"),
+        gaussian_of(output, "bg"),
     )
+
+
+def prediction_of(output):
+    """The `Prediction` in an output dictionary."""
+    return Prediction(
+        Gaussian(output["mu_dyn"], output["logvar_dyn"]),
+        gaussian_of(output, "scale_dyn"),
+        gaussian_of(output, "depth_dyn"),
+        BetaParams(output["obj_on_a_dyn"], output["obj_on_b_dyn"]),
+        gaussian_of(output, "features_dyn"),
+        gaussian_of(output, "bg_dyn"),
+    )
+
+
+def gaussian_of(output, name):
+    return Gaussian(output[f"mu_{name}"], output[f"logvar_{name}"])
+
+
+def kl_dict(kl, kl_balance):
+    """The reported KL terms, from those of `ParticleModel._static_kl` reduced to scalars."""
+    features = kl["features"] + kl["bg"]
+    return {
+        "kl": kl["kp"] + kl["scale"] + kl["obj_on"] + kl_balance * (features + kl["depth"]),
+        "loss_kl_kp": kl["kp"],
+        "loss_kl_feat": features,
+        "loss_kl_obj_on": kl["obj_on"],
+        "loss_kl_scale": kl["scale"],
+        "loss_kl_depth": kl["depth"],
+    }
+
+
+def elbo_dict(loss, psnr, rec, kl, output, recon_loss_type):
+    """What `calc_elbo` returns. kl: the reported KL terms by name."""
+    return {
+        "loss": loss * VGG_LOSS_SCALE if recon_loss_type == "vgg" else loss,
+        "psnr": psnr,
+        "loss_rec": rec,
+        "obj_on_l1": output["obj_on"].abs().sum(-1).mean(),
+        **kl,
+    }
+
+
+def dynamics_kl(posterior, predicted, balance):
+    """KL(posterior || PINT's prediction), the anchors without a gradient: [B, T, ...] -> [B, T]."""
+
+    def kl(mine, theirs):
+        return calc_kl(mine.logvar, mine.mean, theirs.mean, theirs.logvar, reduce="none", balance=balance)
+
+    position = Gaussian(posterior.z_base.detach() + posterior.offset.mean, posterior.offset.logvar)
+    obj_on = calc_kl_beta_dist(
+        posterior.obj_on.a, posterior.obj_on.b, predicted.obj_on.a, predicted.obj_on.b, balance=balance
+    )
+    per_particle = (
+        kl(position, predicted.position)
+        + kl(posterior.scale, predicted.scale)
+        + kl(posterior.depth, predicted.depth)
+        + kl(posterior.features, predicted.features)
+        + obj_on
+    )
+    return per_particle.sum(-1) + kl(posterior.bg, predicted.bg)
 
 
 def gaussian_kl(posterior, mean=0.0, logvar=0.0):

@@ -34,7 +34,7 @@ class RelativePositionBias(nn.Module):
 
 
 class CausalParticleAttention(Attention):
-    """Attention over all tokens of all frames at once: token (i, t) sees (j, s) for every particle j and frame s <= t."""
+    """Attention over all tokens of all frames: token (i, t) sees (j, s) for every particle j and frame s <= t."""
 
     def __init__(self, dim, n_head, max_frames, max_particles, dropout, positional_bias):
         super().__init__(dim, n_head, dropout, linear_bias=False)
@@ -194,7 +194,7 @@ class DynamicsDLP(nn.Module):
         return prediction_dict(self.predict(_as_particles(z, z_scale, z_obj_on, z_depth, z_features, z_bg_features)))
 
     def sample(self, z, z_scale, z_obj_on, z_depth, z_features, z_bg_features, steps=10, deterministic=False):
-        """`roll_out` for loose tensors, shaped as for `forward`: the same six, in the same order, [B, T + steps, ...]."""
+        """`roll_out` for loose tensors, shaped as for `forward`: the same six in the same order, [B, T + steps, ...]."""
         particles = _as_particles(z, z_scale, z_obj_on, z_depth, z_features, z_bg_features)
         unrolled = self.roll_out(particles, steps, deterministic)
         obj_on = unrolled.obj_on.view(*unrolled.obj_on.shape, *z_obj_on.shape[3:])
