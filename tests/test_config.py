@@ -536,7 +536,7 @@ def test_failed_replacement_keeps_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match=r"old\.json: cannot be written: No space left on device"):
         generate("--ds", "shapes", "--out", str(path), "--force")
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["old.json"]

@@ -451,7 +451,7 @@ def test_an_interrupted_write_leaves_the_old_image(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(plotting.iio, "imwrite", half_a_file)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"figure.png: cannot be written: disk full"):
         plotting.save_image(torch.zeros(3, 8, 8), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes() == before
 

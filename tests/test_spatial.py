@@ -1,4 +1,4 @@
-"""The spatial transformer against the published release's numbers, against torch's own resampling, and against loops."""
+"""The spatial transformer against the published release's numbers, torch's own resampling, and loops over pixels."""
 
 import math
 

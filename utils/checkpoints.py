@@ -14,9 +14,9 @@ from utils.files import replacing
 
 
 def save(contents, path):
-    """`torch.save` that leaves the file's old content or all of the new one."""
-    with replacing(path) as temporary:
-        torch.save(contents, temporary)
+    """`torch.save` that leaves the file's old content or all of the new one; `UserError` where it cannot be written."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        torch.save(contents, file)
 
 
 def load(path, device="cpu"):

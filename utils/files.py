@@ -23,7 +23,7 @@ def replacing(path):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         if os.path.exists(temporary):
             temporary.unlink()

@@ -1,0 +1,121 @@
+"""Code written against the published release: its imports, calls and arguments."""
+
+import importlib
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from datasets.get_dataset import get_image_dataset
+from eval.eval_gen_metrics import eval_dlp_im_metric
+from eval.eval_model import evaluate_validation_elbo
+from models import ObjectDLP
+from utils import util_func
+from utils.config import Config
+from utils.errors import UserError
+
+SIGNATURES = json.loads((Path(__file__).parent / "published" / "signatures.json").read_text())
+CONFIG = {
+    "ds": "shapes",
+    "n_kp_enc": 3,
+    "n_kp_prior": 8,
+    "patch_size": 16,
+    "enc_channels": [4, 4, 4],
+    "prior_channels": [4, 4],
+    "learned_feature_dim": 2,
+    "val_size": 5,
+    "num_workers": 0,
+}
+
+
+def find(name):
+    """The object at a dotted path whose first parts are a module."""
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            found = getattr(found, part)
+        return found
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signature(name):
+    """The published parameters in their order with their defaults; more may follow, if they have a default."""
+    mine = inspect.signature(find(name)).parameters.values()
+    mine = [f"{p.name}={p.default!r}" if p.default is not p.empty else p.name for p in mine]
+    expected = SIGNATURES[name].strip("()")
+    actual = ", ".join(mine)
+    assert (actual + ", ").startswith(expected + ", "), f"{actual} instead of {expected}"
+    extra = actual[len(expected) :].strip(", ")
+    assert not extra or extra.startswith("num_items=None"), extra
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return ObjectDLP.from_config(CONFIG).eval()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return {**CONFIG, "root": str(tmp_path_factory.mktemp("shapes"))}
+
+
+def images(config):
+    dataset = get_image_dataset("shapes", config["root"], mode="val", image_size=64, num_items=config["val_size"])
+    return torch.stack([item[0] for item in dataset])
+
+
+def test_validation_elbo_is_the_mean_over_the_images(model, config, tmp_path):
+    options = {"recon_loss_type": "mse", "beta_kl": 0.3, "beta_rec": 2.0, "kl_balance": 0.01}
+    value = evaluate_validation_elbo(model, config, 7, batch_size=2, save_image=True, fig_dir=tmp_path, **options)
+    x = images(config)
+    with torch.no_grad():
+        expected = [
+            model.calc_elbo(image[None], model(image[None], deterministic=True), **options)["loss"] for image in x
+        ]
+    assert value == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+    assert (tmp_path / "image_valid_7.jpg").stat().st_size > 0
+    assert evaluate_validation_elbo(model, Config.from_dict(config), 7, batch_size=5, **options) == pytest.approx(value)
+
+
+def test_image_metrics_are_means_over_the_images(model, config, tmp_path, capsys):
+    means = eval_dlp_im_metric(
+        model, torch.device("cpu"), config, eval_dir=tmp_path, metrics=("ssim", "psnr"), batch_size=2, verbose=True
+    )
+    x = images(config)
+    with torch.no_grad():
+        rec = model(x, deterministic=True)["rec"]
+    psnr = -10 * torch.log10((rec - x).square().flatten(1).mean(1))
+    assert means["psnr"] == pytest.approx(psnr.mean().item(), rel=1e-4)
+    assert json.loads((tmp_path / "last_val_image_metrics.json").read_text()) == means
+    assert f"psnr {means['psnr']:.4f}" in capsys.readouterr().out
+
+
+def test_helpers_of_util_func(tmp_path):
+    path = Path(util_func.prepare_logdir("shapes_dlp", str(tmp_path)))
+    assert path.parent == tmp_path and path.name.endswith("_shapes_dlp") and len(path.name.split("_")) == 4
+    assert {folder.name for folder in path.iterdir()} == {"figures", "saves"}
+    other = Path(util_func.prepare_logdir("shapes_dlp", str(tmp_path)))
+    assert other != path
+    util_func.log_line(str(path), "first")
+    util_func.log_line(str(path), "second\n")
+    assert (path / "log.txt").read_text() == "first\nsecond\n"
+    util_func.save_config(str(path), CONFIG)
+    assert util_func.get_config(str(path / "hparams.json")) == CONFIG
+    (path / "broken.json").write_text("{")
+    for name in ("broken.json", "missing.json"):
+        with pytest.raises(UserError, match=name):
+            util_func.get_config(path / name)
+
+
+def test_reparameterize_draws_around_the_mean():
+    torch.manual_seed(0)
+    draws = util_func.reparameterize(torch.full((200000,), 3.0), torch.full((200000,), 2 * torch.tensor(0.5).log()))
+    assert draws.mean() == pytest.approx(3, abs=0.01) and draws.std() == pytest.approx(0.5, abs=0.01)
