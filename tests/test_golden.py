@@ -1,13 +1,14 @@
-"""`ObjectDLP` against the published release's numbers, in float64 (the formula) and in float32 (its stability)."""
+"""The models against the published release's numbers, in float64 (the formula) and in float32 (its stability)."""
 
 import numpy as np
 import pytest
 import torch
 
-from models import ObjectDLP
+from models import ObjectDLP, ObjectDynamicsDLP
 from tests import golden
 
 CASES = ["dlp", "dlp_tracking", "dlp_mixer", "dlp_resblock_attention", "dlp_distance_zeros", "dlp_64"]
+VIDEO_CASES = ["ddlp", "ddlp_no_correlation", "ddlp_attention", "ddlp_64"]
 STAGES = {"": {}, "_warmup": {"warmup": True, "noisy": True}, "_noisy": {"noisy": True}}
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -21,7 +22,10 @@ RANDOM_CHOICES = {
 
 def load_model(name, dtype):
     case = golden.case(name)
-    model = ObjectDLP(**case["arguments"])
+    if case["model"] == "ObjectDynamicsDLP":  # the published depth logvar is its mean
+        model = ObjectDynamicsDLP(**case["arguments"], depth_logvar_from_mean=True)
+    else:
+        model = ObjectDLP(**case["arguments"])
     model.load_state_dict(golden.state_dict(golden.manifest(name), case["seed"]), strict=True)
     return model.to(dtype).eval()
 
@@ -63,7 +67,7 @@ def no_normal_noise(monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *VIDEO_CASES])
 def test_forward_loss_and_gradients(name, stage, dtype, no_normal_noise, monkeypatch):
     dtype = DTYPES[dtype]
     model, case, arrays = load_model(name, dtype), golden.case(name), golden.arrays(name)
@@ -77,6 +81,60 @@ def test_forward_loss_and_gradients(name, stage, dtype, no_normal_noise, monkeyp
     loss["loss"].backward()
     if dtype is torch.float64:
         assert_gradients_close(model, name, arrays[f"grad_norm{stage}"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", VIDEO_CASES)
+def test_discounted_and_balanced_loss(name, dtype):
+    dtype = DTYPES[dtype]
+    model, case, arrays = load_model(name, dtype), golden.case(name), golden.arrays(name)
+    x = torch.from_numpy(arrays["x"]).to(dtype)
+    loss = model.calc_elbo(
+        x,
+        model(x, deterministic=True),
+        **case["loss_arguments"],
+        dynamic_discount=torch.linspace(0.2, 1, model.timestep_horizon, dtype=dtype),
+        beta_dyn_rec=0.5,
+        num_static=2,
+        balance=0.8,
+    )
+    assert_dict_close(loss, arrays, "loss_discount", dtype)
+    loss["loss"].backward()
+    if dtype is torch.float64:
+        assert_gradients_close(model, name, arrays["grad_norm_discount"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", VIDEO_CASES)
+def test_without_the_dynamics(name, dtype):
+    dtype = DTYPES[dtype]
+    model, case, arrays = load_model(name, dtype), golden.case(name), golden.arrays(name)
+    x = torch.from_numpy(arrays["x"]).to(dtype)
+    output = model(x, deterministic=True, forward_dyn=False)
+    assert_dict_close(output, arrays, "forward_static", dtype)
+    assert not [name for name in output if name.endswith("_dyn")]
+    loss = model.calc_elbo_static(x, output, **case["loss_arguments"])
+    assert_dict_close(loss, arrays, "loss_static", dtype)
+    loss["loss"].backward()
+    if dtype is torch.float64:
+        assert_gradients_close(model, name, arrays["grad_norm_static"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", VIDEO_CASES)
+def test_prediction_past_the_window(name, dtype):
+    dtype = DTYPES[dtype]
+    model, arrays = load_model(name, dtype), golden.arrays(name)
+    x = torch.from_numpy(arrays["x"]).to(dtype)
+    rec, particles = model.sample(x, num_steps=x.shape[1] + 2, cond_steps=4, return_z=True)
+    assert_dict_close({"rec": rec, **particles}, arrays, "sample", dtype)
+    assert {f"sample/{key}" for key in ("rec", *particles)} == {key for key in arrays if key.startswith("sample/")}
+    # What users' what-if code does: the module's own roll-out, from the conditioning frames' particles.
+    seen = [particles[key][:, :4] for key in ("z_pos", "z_scale", "z_obj_on", "z_depth", "z_features", "z_bg_features")]
+    with torch.no_grad():
+        unrolled = model.dyn_module.sample(*seen, steps=x.shape[1] + 2, deterministic=True)
+    assert_close(unrolled[0], arrays["sample/z_pos"], dtype, "z_pos")
+    assert_close(unrolled[5], arrays["sample/z_bg_features"], dtype, "z_bg_features")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
