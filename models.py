@@ -6,6 +6,7 @@ T frames, K particles, N proposals, C channels, H x W the image, g the glimpse's
 appearance and of the background.
 """
 
+import inspect
 import math
 import warnings
 from dataclasses import dataclass, fields
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from modules.dynamics_modules import DynamicsDLP, prediction_dict
 from modules.modules import Architecture, Background, Foreground, Stage
 from modules.particles import BetaParams, Gaussian, Particles, Posterior, Prediction, TensorTree
-from utils.config import Config, check_architecture, check_dynamics
+from utils.config import ARCHITECTURE, Config, check_architecture, check_dynamics
 from utils.errors import UserError
 from utils.loss_functions import ChamferLossKL, calc_kl, calc_kl_beta_dist, calc_reconstruction_loss
 
@@ -51,23 +52,7 @@ class ParticleModel(nn.Module):
     def __init__(self, architecture):
         super().__init__()
         arch = self.architecture = architecture
-        check_architecture(
-            image_size=arch.image_size,
-            patch_size=arch.patch_size,
-            anchor_s=arch.anchor_s,
-            enc_channels=arch.enc_channels,
-            prior_channels=arch.prior_channels,
-            n_kp=arch.n_kp,
-            n_kp_enc=arch.n_kp_enc,
-            n_kp_prior=arch.n_kp_prior,
-            filtering_heuristic=arch.filtering_heuristic,
-            pad_mode=arch.pad_mode,
-            kp_activation=arch.kp_activation,
-            kp_range=arch.kp_range,
-            learned_feature_dim=arch.learned_feature_dim,
-            bg_learned_feature_dim=arch.bg_learned_feature_dim,
-            cdim=arch.cdim,
-        )
+        check_architecture(cdim=arch.cdim, **{name: getattr(arch, name) for name in ARCHITECTURE})
         proposals = arch.n_kp * (arch.image_size // arch.patch_size) ** 2
         if arch.filtering_heuristic != "none" and proposals < arch.n_kp_enc:
             warnings.warn(
@@ -87,6 +72,13 @@ class ParticleModel(nn.Module):
 
     def _constant(self, name, value):
         self.register_buffer(name, torch.tensor(float(value)))
+
+    @classmethod
+    def from_config(cls, config):
+        """The model of a configuration: a `Config`, or a dict of its keys."""
+        config = Config.from_dict(config)
+        arguments = inspect.signature(cls).parameters
+        return cls(cdim=config.ch, **{name: getattr(config, name) for name in arguments if name != "cdim"})
 
     # ------------------------------------------------------------------------------------------- encode and decode
 
@@ -193,19 +185,18 @@ class ParticleModel(nn.Module):
 
     def _static_kl(self, posterior, proposals, stage, kl_balance):
         """The static KL terms, [B] each, by name. posterior: [B, K, ...]; proposals: [B, N, 2]."""
-        narrow = posterior.z_base.new_tensor(2 * math.log(0.1))
-        offset_logvar, scale_logvar = (
-            (narrow, narrow) if stage.fixed_scale else (self.logvar_offset_p, self.logvar_scale_p)
-        )
-        a, b = (0.2, 0.1) if stage.fixed_scale else (self.obj_on_a_p, self.obj_on_b_p)
-        obj_on = posterior.obj_on
-        a, b = torch.as_tensor(a).to(obj_on.a), torch.as_tensor(b).to(obj_on.b)
+        if stage.fixed_scale:
+            offset_logvar = scale_logvar = 2 * math.log(0.1)
+            a, b = 0.2, 0.1
+        else:
+            offset_logvar, scale_logvar = self.logvar_offset_p, self.logvar_scale_p
+            a, b = self.obj_on_a_p, self.obj_on_b_p
         logvar_kp = self.logvar_kp.expand_as(proposals)
         chamfer = ChamferLossKL()(posterior.z_base, torch.zeros_like(posterior.z_base), proposals.detach(), logvar_kp)
         return {
             "kp": 0.5 * kl_balance * chamfer + gaussian_kl(posterior.offset, logvar=offset_logvar).sum(-1),
             "scale": gaussian_kl(posterior.scale, self.mu_scale_prior, scale_logvar).sum(-1),
-            "obj_on": calc_kl_beta_dist(obj_on.a, obj_on.b, a, b).sum(-1),
+            "obj_on": calc_kl_beta_dist(posterior.obj_on.a, posterior.obj_on.b, a, b).sum(-1),
             "features": gaussian_kl(posterior.features).sum(-1),
             "depth": gaussian_kl(posterior.depth).sum(-1),
             "bg": gaussian_kl(posterior.bg),
@@ -320,13 +311,6 @@ class ObjectDLP(ParticleModel):
         arguments = locals()
         super().__init__(Architecture(**{field.name: arguments[field.name] for field in fields(Architecture)}))
         self.use_tracking = use_tracking
-
-    @classmethod
-    def from_config(cls, config):
-        """The model of a configuration: a `Config`, or a dict of its keys."""
-        config = Config.from_dict(config)
-        names = [field.name for field in fields(Architecture) if field.name != "cdim"]
-        return cls(cdim=config.ch, use_tracking=config.use_tracking, **{name: getattr(config, name) for name in names})
 
     def forward(
         self,
@@ -530,8 +514,8 @@ class ObjectDynamicsDLP(ParticleModel):
         x: clips [B, T + 1, C, H, W]; forward_dyn=False: without the dynamics, the frames as images of one batch;
         num_static_frames: frames with proposals of their own; the rest as for `ObjectDLP.forward`, whose dict is
         returned too, batch [B * (T + 1), ...], with, [B, T, ...], PINT's prediction for each frame but the first:
-        `mu_dyn` and `logvar_dyn` (position), `mu_*_dyn` and `logvar_*_dyn` of scale, depth, features and bg, `obj_on_a_dyn`,
-        `obj_on_b_dyn`.
+        `mu_dyn` and `logvar_dyn` (position), `mu_*_dyn` and `logvar_*_dyn` of scale, depth, features and bg,
+        `obj_on_a_dyn` and `obj_on_b_dyn`.
         """
         stage = Stage(deterministic, warmup, noisy)
         self._check_clip(x, x_prior, self.timestep_horizon + 1 if forward_dyn else None)

@@ -11,6 +11,8 @@ from torch import nn
 from modules.modules import Attention, TransformerBlock, init_transformer_weights, mlp
 from modules.particles import BetaParams, Gaussian, Particles, Prediction
 
+DEPTH_MARK = "depth_logvar_from_mean"  # in the state dicts of models without the published depth logvar
+
 
 class RelativePositionBias(nn.Module):
     """Learned biases of the attention's logits by the tokens' distance in time and in particle order."""
@@ -136,7 +138,8 @@ class DynamicsDLP(nn.Module):
     next frame's.
 
     With `depth_logvar_from_mean` the depth's logvar is its mean (before the current depth is added to it), as in the
-    published release.
+    published release. A state dict says so by what it lacks: published ones have no entry `depth_logvar_from_mean`, and
+    loading one switches it on; a state dict with that entry (False) switches it off.
     """
 
     def __init__(
@@ -166,6 +169,15 @@ class DynamicsDLP(nn.Module):
         )
         self.particle_decoder = ParticleDecoder(features_dim, bg_features_dim, hidden_dim, projection_dim)
 
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self.depth_logvar_from_mean:
+            destination[prefix + DEPTH_MARK] = torch.tensor(False)
+
+    def _load_from_state_dict(self, state_dict, prefix, *others):
+        self.depth_logvar_from_mean = bool(state_dict.pop(prefix + DEPTH_MARK, True))
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
     def predict(self, particles):
         """`Particles` [B, T, ...], T <= block_size -> `Prediction` [B, T, ...] of each frame's successor."""
         prediction = self.particle_decoder(self.particle_transformer(self.particle_projection(particles)))
@@ -194,7 +206,7 @@ class DynamicsDLP(nn.Module):
         return prediction_dict(self.predict(_as_particles(z, z_scale, z_obj_on, z_depth, z_features, z_bg_features)))
 
     def sample(self, z, z_scale, z_obj_on, z_depth, z_features, z_bg_features, steps=10, deterministic=False):
-        """`roll_out` for loose tensors, shaped as for `forward`: the same six in the same order, [B, T + steps, ...]."""
+        """`roll_out` for loose tensors, as for `forward`: the same six in the same order, [B, T + steps, ...]."""
         particles = _as_particles(z, z_scale, z_obj_on, z_depth, z_features, z_bg_features)
         unrolled = self.roll_out(particles, steps, deterministic)
         obj_on = unrolled.obj_on.view(*unrolled.obj_on.shape, *z_obj_on.shape[3:])

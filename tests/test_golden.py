@@ -6,6 +6,7 @@ import torch
 
 from models import ObjectDLP, ObjectDynamicsDLP
 from tests import golden
+from utils import checkpoints
 
 CASES = ["dlp", "dlp_tracking", "dlp_mixer", "dlp_resblock_attention", "dlp_distance_zeros", "dlp_64"]
 VIDEO_CASES = ["ddlp", "ddlp_no_correlation", "ddlp_attention", "ddlp_64"]
@@ -156,18 +157,39 @@ def test_forward_gives_all_published_outputs_and_no_more():
     assert {f"forward/{key}" for key in output} == {key for key in arrays if key.startswith("forward/")}
 
 
-@pytest.mark.parametrize("name", ["dlp-shapes", "dlp-traffic_img", "dlp-obj3d128_img"])
+PUBLISHED = sorted(path.stem for path in golden.PUBLISHED.glob("*dlp-*.json"))
+
+
+def published_model(released):
+    return {"ObjectDLP": ObjectDLP, "ObjectDynamicsDLP": ObjectDynamicsDLP}[released["model"]].from_config(
+        released["config"]
+    )
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published_checkpoints_load_strictly_and_are_written_back(name):
     released = golden.published(name)
     weights = {key: torch.randn(shape) for key, shape in released["state_dict"].items()}
-    for key in weights:  # the decoder's weights are listed under two names
-        weights[key] = weights[key.replace("object_dec.decode", "object_dec.main")]
-    mixer = {"mixer.0.fn": "conv", "mixer.1.fn": "dense"}
-    for key in weights:
-        for alias, first in mixer.items():
-            weights[key] = weights[key.replace(f"particle_mixer.{alias}", f"particle_mixer.{first}")]
-    model = ObjectDLP.from_config(released["config"])
+    aliases = {"object_dec.decode": "object_dec.main", "mixer.0.fn": "conv", "mixer.1.fn": "dense"}
+    for key in weights:  # some weights are listed under two names
+        for alias, first in aliases.items():
+            weights[key] = weights[key.replace(alias, first)]
+    model = published_model(released)
     model.load_state_dict(weights, strict=True)
     exported = model.state_dict()
     assert {key: list(value.shape) for key, value in exported.items()} == released["state_dict"]
     assert all(torch.equal(exported[key], weights[key]) for key in weights)
+
+
+def test_weights_say_what_the_depth_logvar_means(tmp_path):
+    """Published weights mean the release's depth logvar, ours a logvar of its own, whatever the model was built for."""
+    released = golden.published("ddlp-balls")
+    ours, theirs = published_model(released), published_model(released)
+    assert not ours.dyn_module.depth_logvar_from_mean  # what a new model is
+    checkpoints.save(ours.state_dict(), tmp_path / "ours.pth")
+    weights = {name: value for name, value in theirs.state_dict().items() if name in released["state_dict"]}
+    checkpoints.save(weights, tmp_path / "released.pth")
+    checkpoints.load_weights(ours, tmp_path / "released.pth")
+    assert ours.dyn_module.depth_logvar_from_mean and ours.state_dict().keys() == released["state_dict"].keys()
+    checkpoints.load_weights(ours, tmp_path / "ours.pth")
+    assert not ours.dyn_module.depth_logvar_from_mean

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from modules.dynamics_modules import DEPTH_MARK
 from utils.errors import UserError
 from utils.files import replacing
 
@@ -42,8 +43,10 @@ def load_weights(model, path):
     if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):
         raise UserError(f"{path}: not a file of weights (a state dict of tensors)")
     expected = model.state_dict()
-    problems = [f"lacks {name}" for name in expected if name not in weights]
-    problems += [f"has {name}, which the model has not" for name in weights if name not in expected]
+    # Whether it is there is information, not an error: see `DynamicsDLP`.
+    optional = {name for name in (*expected, *weights) if name.endswith(DEPTH_MARK)}
+    problems = [f"lacks {name}" for name in expected if name not in weights and name not in optional]
+    problems += [f"has {name}, unknown here" for name in weights if name not in expected and name not in optional]
     problems += [
         f"{name} is {list(weights[name].shape)}, the model's {list(value.shape)}"
         for name, value in expected.items()
