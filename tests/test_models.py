@@ -518,6 +518,15 @@ def test_appearance_gradients_reach_the_positions_but_not_the_scales():
     assert gradient_norm(features, encoder.scale_xy_head.parameters()) == 0
 
 
+def test_refined_anchors_keep_the_first_offsets_gradient():
+    model, x = build(), images(2)
+    heads = model.fg_module.particle_attribute_enc.x_head.parameters
+    assert gradient_norm(model.encode_all(x)["z_base"].sum(), heads()) > 0
+    unrefined = model.encode_all(x, refinement_iter=False)["z_base"].sum()
+    assert gradient_norm(unrefined, heads()) == 0
+    assert gradient_norm(unrefined, model.fg_module.prior.parameters()) > 0
+
+
 def test_position_heads_are_y_then_x():
     model, x = build(), images(2)
     before = model.encode_all(x, deterministic=True, refinement_iter=False)["mu_offset"]
@@ -915,8 +924,8 @@ def test_the_vgg_loss_is_the_distances_mean_and_a_thousandth_in_all():
     assert_outputs_equal(losses, expected)
 
 
-@pytest.mark.parametrize(("anchor_s", "compared"), [(0.25, 32), (0.5, 32)])
-def test_the_vgg_loss_of_warmup_enlarges_glimpses_below_32_pixels(anchor_s, compared):
+@pytest.mark.parametrize("anchor_s", [0.25, 0.5])  # glimpses of 16 and of 32 pixels
+def test_the_vgg_loss_of_warmup_enlarges_glimpses_below_32_pixels(anchor_s):
     model, x, distance = build(image_size=64, anchor_s=anchor_s), images(1, size=64), RecordingDistance()
     with torch.no_grad():
         output = model(x, warmup=True)
@@ -924,8 +933,8 @@ def test_the_vgg_loss_of_warmup_enlarges_glimpses_below_32_pixels(anchor_s, comp
     ((first, second),) = distance.calls
     for actual, glimpses in ((first, "cropped_objects_original"), (second, "dec_objects_original")):
         expected = output[glimpses][0, :, -3:]  # less alpha
-        if expected.shape[-1] < compared:
-            expected = F.interpolate(expected, size=compared, mode="bilinear", align_corners=False)
+        if expected.shape[-1] < 32:
+            expected = F.interpolate(expected, size=32, mode="bilinear", align_corners=False)
         assert actual.shape == (K, 3, 32, 32)
         torch.testing.assert_close(actual, expected)
     rec = (first - second).abs().flatten(1).sum(1).mean()
