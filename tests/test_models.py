@@ -26,28 +26,6 @@ K = ARGUMENTS["n_kp_enc"]
 HEURISTICS = ["variance", "distance", "random", "none"]
 TRACKING = {"use_tracking": True, "use_correlation_heatmaps": True}
 
-# The published release's signatures.
-SIGNATURES = {
-    "__init__": "(self, cdim=3, enc_channels=(16, 16, 32), prior_channels=(16, 16, 32), image_size=64, n_kp=1,"
-    " pad_mode='replicate', sigma=1.0, dropout=0.0, patch_size=16, n_kp_enc=20, n_kp_prior=20,"
-    " learned_feature_dim=16, bg_learned_feature_dim=None, kp_range=(-1, 1), kp_activation='tanh', anchor_s=0.25,"
-    " use_tracking=False, use_resblock=False, scale_std=0.3, offset_std=0.2, obj_on_alpha=0.1, obj_on_beta=0.1,"
-    " use_correlation_heatmaps=False, enable_enc_attn=False, filtering_heuristic='variance')",
-    "forward": "(self, x, deterministic=False, bg_masks_from_fg=False, x_prior=None, warmup=False, noisy=False,"
-    " train_enc_prior=True)",
-    "encode_all": "(self, x, deterministic=False, noisy=False, warmup=False, bg_masks_from_fg=False,"
-    " train_prior=True, cropped_objects_prev=None, scale_prev=None, refinement_iter=True)",
-    "decode_all": "(self, z, z_features, z_bg, obj_on, z_depth=None, noisy=False, z_scale=None)",
-    "calc_elbo": "(self, x, model_output, warmup=False, beta_kl=0.05, beta_rec=1.0, kl_balance=0.001,"
-    " recon_loss_type='mse', recon_loss_func=None, noisy=False)",
-    "get_parameters": "(self, prior=True, encoder=True, decoder=True)",
-    "set_require_grad": "(self, prior_value=True, enc_value=True, dec_value=True)",
-    "info": "(self)",
-    "lerp": "(self, other, betta)",
-    "fg_sequential_opt": "(self, x, deterministic=False, x_prior=None, warmup=False, noisy=False, reshape=True,"
-    " train_prior=False, decode=True)",
-}
-
 
 def build(seed=0, dtype=torch.float32, **changes):
     """A small model in evaluation mode, whose weights are large enough for every input to matter."""
@@ -95,11 +73,6 @@ def gradient_norm(value, parameters):
 
 
 # ------------------------------------------------------------------------------------------------------- interface
-
-
-@pytest.mark.parametrize("name", SIGNATURES)
-def test_signatures_are_the_published_ones(name):
-    assert str(inspect.signature(getattr(ObjectDLP, name))) == SIGNATURES[name]
 
 
 def test_default_arguments_make_a_model_of_as_many_particles_as_there_are_proposals():
