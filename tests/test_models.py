@@ -196,12 +196,12 @@ def test_info_names_every_number_of_the_architecture_and_the_parameters():
             assert f"{name}: {getattr(model.architecture, name)}" in lines
 
 
-def test_lerp_moves_the_weights_part_of_the_way():
+def test_lerp_is_a_moving_average_with_decay_betta():
     model, other = build(seed=0), build(seed=1, dtype=torch.float64)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     model.lerp(other, 0.25)
     for old, theirs, new in zip(before, other.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(new, (0.75 * old + 0.25 * theirs).float())
+        torch.testing.assert_close(new, (0.25 * old + 0.75 * theirs).float())
 
 
 # ---------------------------------------------------------------------------------------------------------- blocks
