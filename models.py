@@ -268,9 +268,9 @@ class ParticleModel(nn.Module):
 
     @torch.no_grad()
     def lerp(self, other, betta):
-        """Move the weights towards those of `other`: (1 - betta) * self + betta * other, in place."""
+        """An exponential moving average's step: betta * self + (1 - betta) * other, in place, for all weights."""
         for mine, theirs in zip(self.parameters(), other.parameters(), strict=True):
-            mine.lerp_(theirs.to(mine), betta)
+            mine.lerp_(theirs.to(mine), 1 - betta)
 
 
 class ObjectDLP(ParticleModel):

@@ -194,6 +194,10 @@ ILLEGAL = [
         {"prior_channels": [8] * 7},
         "prior_channels is [8, 8, 8, 8, 8, 8, 8]; legal: at most 6 entries with image_size 64",
     ),
+    (
+        {"prior_channels": [8] * 6, "patch_size": 64},
+        "prior_channels is [8, 8, 8, 8, 8, 8]; legal: at most 5 entries with anchor_s 0.25",
+    ),
     ({"patch_size": 12}, "patch_size is 12; legal: 8, 16, 32, 64 (divides image_size 64"),
     (
         {"patch_size": 4},
@@ -241,7 +245,7 @@ LEGAL = [
     {"image_size": 256},
     {"anchor_s": 0.5},
     {"anchor_s": 0.126},  # 8 pixels as well: round(7.938)
-    {"prior_channels": [8] * 6, "patch_size": 64},
+    {"prior_channels": [8] * 5, "patch_size": 64},
     {"filtering_heuristic": "none", "n_kp_enc": 65, "n_kp_prior": 9},  # the mixer makes any number of anchors
     {"filtering_heuristic": "variance", "n_kp_enc": 64, "n_kp_prior": 64},
     {"filtering_heuristic": "distance", "n_kp_enc": 100, "n_kp_prior": 100, "n_kp": 2},
@@ -284,6 +288,8 @@ def test_architecture_of_constructor_arguments(shapes):
     check_architecture(cdim=1, **arguments)
     with pytest.raises(UserError, match=r"^cdim is 0; legal: an integer, at least 1$"):
         check_architecture(cdim=0, **arguments)
+    with pytest.raises(UserError, match=r"^sigma is 0.0; legal: a finite number, above 0$"):
+        check_architecture(cdim=3, **{**arguments, "sigma": 0})
     with pytest.raises(UserError, match=r'^kp_activation is "relu"; legal: a string, "tanh" or "sigmoid"$'):
         check_architecture(cdim=3, **{**arguments, "kp_activation": "relu"})
     with pytest.raises(UserError, match=r"^n_kp_enc is 10; legal: at most n_kp_prior 9"):

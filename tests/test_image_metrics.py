@@ -9,15 +9,8 @@ from skimage.metrics import structural_similarity
 
 from eval import image_metrics
 from eval.image_metrics import ImageMetrics, available_metrics
-from tests.test_pretrained import VGG16_NAME, lpips_state, plain_vgg16, write_weight_files
+from tests.pretrained_weights import VGG16_NAME, lpips_state, plain_vgg16
 from utils.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def torch_home(tmp_path_factory):
-    home = tmp_path_factory.mktemp("torch_home")
-    write_weight_files(home)
-    return home
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import Beta, Normal, kl_divergence
 
-from tests.test_pretrained import plain_vgg16, write_weight_files
+from tests.pretrained_weights import plain_vgg16
 from utils.errors import UserError
 from utils.loss_functions import (
     ChamferLossKL,
@@ -186,13 +186,6 @@ def test_a_prediction_left_out_gets_no_gradient():
 
 
 # VGG distance
-
-
-@pytest.fixture(scope="module")
-def torch_home(tmp_path_factory):
-    home = tmp_path_factory.mktemp("torch_home")
-    write_weight_files(home)
-    return home
 
 
 @pytest.fixture

@@ -224,6 +224,12 @@ def check_architecture(
     kp_range,
     learned_feature_dim,
     bg_learned_feature_dim,
+    sigma,
+    dropout,
+    scale_std,
+    offset_std,
+    obj_on_alpha,
+    obj_on_beta,
     cdim,
 ):
     """Raise `UserError` unless a model can be built of these (the constructors' arguments).
@@ -250,6 +256,10 @@ def check_architecture(
         reason = f"divides image_size {image_size}; {len(prior_channels)} prior_channels leave 2 pixels of it or more"
         raise _illegal("patch_size", patch_size, f"{', '.join(map(str, patch_sizes))} ({reason})")
     _check_glimpse(anchor_s, image_size)
+    glimpse_stages = 1 + int(math.log2(round(anchor_s * (image_size - 1))))
+    if len(prior_channels) > glimpse_stages:
+        legal = f"at most {glimpse_stages} entries with anchor_s {anchor_s}, as each after the first halves a glimpse"
+        raise _illegal("prior_channels", prior_channels, legal)
     if filtering_heuristic != "none" and n_kp_enc > n_kp_prior:
         raise _illegal("n_kp_enc", n_kp_enc, f'at most n_kp_prior {n_kp_prior}, or any with filtering_heuristic "none"')
 

@@ -223,7 +223,6 @@ class Trainer:
             batch_sampler=self.batches,
             num_workers=config.num_workers,
             pin_memory=accelerator.device.type == "cuda",
-            persistent_workers=config.num_workers > 0,
             generator=torch.Generator(),  # starting an epoch draws from it, not from the model's generator
         )
 
