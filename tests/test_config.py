@@ -28,6 +28,7 @@ PUBLISHED_DDLP = {
 }
 ADDED = {
     "bg_learned_feature_dim": None,
+    "depth_logvar_from_mean": False,
     "seed": 0,
     "num_workers": 2,
     "metrics": ["lpips", "ssim", "psnr"],

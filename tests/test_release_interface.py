@@ -53,7 +53,7 @@ def test_signature(name):
     actual = ", ".join(mine)
     assert (actual + ", ").startswith(expected + ", "), f"{actual} instead of {expected}"
     extra = actual[len(expected) :].strip(", ")
-    assert not extra or extra.startswith("num_items=None"), extra
+    assert extra in ("", "num_items=None", "depth_logvar_from_mean=False"), extra
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
-from models import ObjectDLP
+from models import ObjectDLP, ObjectDynamicsDLP
 from utils import checkpoints
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import replacing
 from utils.plotting import save_image
 
-MODELS = {"dlp": ObjectDLP}
+MODELS = {"dlp": ObjectDLP, "ddlp": ObjectDynamicsDLP}
 
 
 class Run:
@@ -29,7 +29,7 @@ class Run:
 
     @classmethod
     def create(cls, config, kind, accelerator, parent="."):
-        """A new directory for a run of `kind` ("dlp"), its name shared by all processes."""
+        """A new directory for a run of `kind` ("dlp" or "ddlp"), its name shared by all processes."""
         run = cls(parent, config, kind, accelerator.is_main_process)
         run.path = Path(prepare_logdir(run.name, parent, accelerator))
         run.save_config(config)
@@ -42,6 +42,8 @@ class Run:
         if not path.is_dir():
             raise UserError(f"{path}: no such run directory")
         config = Config.load(path / "hparams.json")
+        if "depth_logvar_from_mean" not in get_config(path / "hparams.json"):  # a released run
+            config = config.replace(depth_logvar_from_mean=True)
         kinds = [kind for kind in MODELS if any(path.rglob(f"{config.ds}_{kind}*.pth"))]
         kinds = kinds or [kind for kind in MODELS if f"_{config.ds}_{kind}" in path.resolve().name]
         if not kinds:
