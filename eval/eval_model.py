@@ -39,7 +39,7 @@ def draw_dlp(model, x, topk=5, iou_thresh=0.2):
     """Figures of what DLPv2 makes of images [B, C, H, W] or clips [B, T, C, H, W] (the frames of the first).
 
     Returns name to image tensor [3, h, w]: "image" the nine rows, "image_obj" cut glimpses over decoded ones,
-    "image_seg" each particle's alpha in its colour.
+    "image_seg" images over each particle's alpha in its colour.
     """
     is_clip = x.dim() == 5 and model.use_tracking
     images = (x[0] if is_clip else x.reshape(-1, *x.shape[-3:]))[:FIGURE_COLUMNS]
@@ -48,7 +48,7 @@ def draw_dlp(model, x, topk=5, iou_thresh=0.2):
     return {
         "image": plotting.figure_grid(images, output, topk, iou_thresh, kp_range=model.architecture.kp_range),
         "image_obj": plotting.plot_glimpses(cut.flatten(0, 1), decoded.flatten(0, 1)),
-        "image_seg": torch.cat([*plotting.plot_segmentation(output["alpha_masks"], images)], dim=-1),
+        "image_seg": plotting.segmentation_grid(images, output["alpha_masks"]),
     }
 
 

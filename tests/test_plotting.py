@@ -487,3 +487,14 @@ def test_wide_ranges_get_a_logarithmic_axis(last, scale):
     plotting._draw_curves(axes, "loss", {"loss": [(0, 1.0), (1, last)]})
     assert axes.get_yscale() == scale and axes.get_xlabel() == "epoch" and axes.get_ylabel() == "loss"
     assert axes.lines[0].get_xydata().tolist() == [[0, 1], [1, last]]
+
+
+def test_segmentation_grid_has_images_over_segmentations():
+    images, masks = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 1, 64, 64)
+    grid = plotting.segmentation_grid(images, masks)
+    assert grid.shape == (3, 2 * 128 + 12, 2 * 128 + 12)
+    top = grid[:, 4:132, 136:264]
+    bottom = grid[:, 136:264, 136:264]
+    assert torch.equal(top[:, ::2, 1::2], images[1])
+    assert torch.equal(bottom[:, 1::2, ::2], plotting.plot_segmentation(masks, images)[1])
+    assert (grid[:, :4] == 1).all() and (grid[:, :, 132:136] == 1).all()

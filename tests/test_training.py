@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,45 @@ def test_more_epochs_than_at_first(tmp_path, config_path, uninterrupted, capsys)
 def test_workers_change_nothing(tmp_path, config_path, uninterrupted):
     train(tmp_path, "-d", config_path, "--num_workers", 2)
     assert_same_run(the_run(tmp_path), uninterrupted)
+
+
+def test_lpips_and_the_vgg_loss(tmp_path, config_path, torch_home, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(torch_home))
+    options = ["--metrics", "lpips,psnr", "--recon_loss_type", "vgg", "--num_epochs", 3, "--train_size", 8]
+    train(tmp_path, "-d", config_path, *options)
+    run = Run.open(the_run(tmp_path))
+    assert (run.path / "saves" / "shapes_dlp_best_lpips.pth").is_file()
+    assert run.find_weights() == run.weights_path("_best_lpips")
+    measured = [record["lpips"] for record in run.records() if "lpips" in record]
+    assert len(measured) == 2 and run.load_state()["best"]["lpips"] == min(measured)
+    last = json.loads((run.path / "last_val_image_metrics.json").read_text())
+    assert last == {name: run.records()[-1][name] for name in ("lpips", "psnr")}
+
+
+def test_missing_weights_are_named_once_and_training_goes_on_without_lpips(tmp_path, config_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse_download)
+    train(tmp_path, "-d", config_path, "--metrics", "lpips,psnr", "--num_epochs", 2, "--train_size", 8)
+    run = Run.open(the_run(tmp_path))
+    assert "psnr" in run.records()[1] and "lpips" not in run.records()[1]
+    (line,) = [line for line in (run.path / "log.txt").read_text().splitlines() if "lpips is left out" in line]
+    assert all(
+        word in line for word in ("vgg16-397923af.pth", "vgg.pth", str(tmp_path / "empty"), "--metrics ssim,psnr")
+    )
+
+
+def test_missing_weights_of_the_vgg_loss_stop_before_anything_is_made(tmp_path, config_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse_download)
+    with pytest.raises(UserError) as error:
+        train(tmp_path, "-d", config_path, "--recon_loss_type", "vgg", "--metrics", "lpips")
+    for words in ("vgg16-397923af.pth", "vgg.pth", "--recon_loss_type mse", "--metrics ssim,psnr"):
+        assert words in str(error.value)
+    assert not list(tmp_path.glob("*_shapes_dlp*"))
+
+
+def refuse_download(*arguments, **options):
+    raise urllib.error.URLError("no network")
 
 
 @pytest.mark.parametrize(

@@ -257,6 +257,13 @@ def plot_segmentation(alpha_masks, images=None):
     return color + (1 - alpha.sum(1, keepdim=True)) * 0.5 * grey[:, None]
 
 
+def segmentation_grid(images, alpha_masks):
+    """Images [B, 3, H, W] in a row, below each its `plot_segmentation` of masks [B, K, 1, H, W]: float32 [3, h, w]."""
+    rows = [_images_on_cpu(images), plot_segmentation(alpha_masks, images)]
+    tiles = torch.cat([_enlarge(row, _zoom(row, LEGIBLE_SIDE)) for row in rows])
+    return make_grid(tiles, nrow=len(images), padding=4, pad_value=1.0)
+
+
 def figure_rows(images, output, topk, iou_thresh, kp_range=(-1, 1), columns=8):
     """The nine rows of the figure grid, by name, from top to bottom.
 
