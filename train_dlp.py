@@ -12,7 +12,6 @@ from utils import checkpoints
 from utils.config import Config, add_override_arguments, overrides_from
 from utils.errors import UserError, run_command
 from utils.loss_functions import VGGDistance
-from utils.pretrained import ensure_weight_files, missing_weight_files
 from utils.run import Run
 from utils.training import RESUMABLE, Task, Trainer, make_accelerator, training_stage
 
@@ -30,6 +29,8 @@ class DLPTask(Task):
         metrics = config.metrics if config.eval_im_metrics else ()
         self.recon_loss_func = None
         if config.recon_loss_type == "vgg":
+            from utils.pretrained import ensure_weight_files, missing_weight_files
+
             if missing_weight_files(recon_loss_type="vgg"):
                 ensure_weight_files(metrics, "vgg")  # one message for all that is missing
             self.recon_loss_func = VGGDistance(device=accelerator.device)
@@ -124,6 +125,8 @@ def parse_arguments(arguments=None):
 
 def resumed_config(run, overrides):
     """The configuration with which a run goes on."""
+    if run.kind != DLPTask.kind:
+        raise UserError(f"{run.path} is a run of kind {run.kind}; this command goes on with kind {DLPTask.kind}")
     fixed = [name for name in overrides if name not in RESUMABLE]
     if fixed:
         raise UserError(f"--{fixed[0]} cannot change when a run goes on; legal: {', '.join(RESUMABLE)}")

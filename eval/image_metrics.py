@@ -1,16 +1,22 @@
 """SSIM, PSNR and LPIPS of predicted images, per image."""
 
-import piqa
 import torch
 
 from utils.errors import UserError
-from utils.pretrained import load_lpips
 
-_METRICS = {  # name: what builds a piqa module from two batches of images to one value per image
-    "ssim": lambda: piqa.SSIM(reduction="none"),
-    "psnr": lambda: piqa.PSNR(reduction="none"),
-    "lpips": load_lpips,
-}
+
+def _piqa_metric(name):
+    """The piqa module called "ssim", "psnr" or "lpips": two batches of images to one value per image."""
+    import piqa  # imports torchvision, which takes seconds
+
+    from utils.pretrained import load_lpips
+
+    if name == "lpips":
+        return load_lpips()
+    return {"ssim": piqa.SSIM, "psnr": piqa.PSNR}[name](reduction="none")
+
+
+_METRICS = ("ssim", "psnr", "lpips")
 _SMALLEST_SIDES = {"ssim": 11, "psnr": 1, "lpips": 16}  # pixels: SSIM's window; VGG-16's four poolings
 _IMAGES_AT_ONCE = 32  # LPIPS keeps about 16 MB of features per pair of 128 x 128 images
 
@@ -26,7 +32,7 @@ class ImageMetrics:
     def __init__(self, metrics=("ssim", "psnr", "lpips"), device=torch.device("cpu")):  # noqa: B008 (immutable)
         _check_names(metrics)
         self.device = torch.device(device)
-        self.modules = {name: _METRICS[name]().to(self.device) for name in metrics}
+        self.modules = {name: _piqa_metric(name).to(self.device) for name in metrics}
 
     @torch.no_grad()
     def __call__(self, prediction, target):
@@ -65,7 +71,7 @@ def available_metrics(metrics=("ssim", "psnr", "lpips")):
     usable, messages = [], []
     for name in metrics:
         try:
-            _METRICS[name]()
+            _piqa_metric(name)
         except UserError as error:
             messages.append(f"{name} is left out: {error}")
         else:

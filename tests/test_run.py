@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+import train_dlp
 from models import ObjectDLP, ObjectDynamicsDLP
 from tests import golden
 from utils import checkpoints
@@ -37,6 +38,12 @@ def test_a_released_folder_is_a_model(name, ds, kind, model_type, tmp_path):
     assert torch.equal(model.state_dict()[bias], weights[bias])
     if kind == "ddlp":
         assert run.config.depth_logvar_from_mean and model.dyn_module.depth_logvar_from_mean
+
+
+def test_training_does_not_go_on_with_a_run_of_another_kind(tmp_path):
+    released_folder(tmp_path / "run", "ddlp-balls", "balls")
+    with pytest.raises(UserError, match="run is a run of kind ddlp; this command goes on with kind dlp"):
+        train_dlp.main(["--resume", str(tmp_path / "run")])
 
 
 def test_which_weights_are_taken(tmp_path):

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils.errors import UserError
-from utils.pretrained import load_vgg16_features
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -187,6 +186,8 @@ class VGGDistance(nn.Module):
         super().__init__()
         _choose(_ACCUMULATE, accumulate_mode, "VGGDistance: accumulate_mode")
         self.accumulate_mode = accumulate_mode
+        from utils.pretrained import load_vgg16_features  # imports torchvision, which takes seconds
+
         features = load_vgg16_features()
         self.layers = _resolve_layers(layer_ids, features)
         self.features = features[: self.layers[-1] + 1]

@@ -18,14 +18,13 @@ import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torchvision.ops import masks_to_boxes, nms
-from torchvision.utils import make_grid
 
 from utils.errors import UserError
 from utils.files import replacing
 
 MASK_THRESHOLD = 0.05  # a pixel belongs to a particle above this alpha
 SCORE_THRESHOLD = 2.0  # boxes of less confident particles are left out of the figure grid
+# torchvision is imported where it is used: it takes seconds, which no `--help` and no error message should wait for.
 LEGIBLE_SIDE = 128  # smaller images are enlarged to at least this many pixels before anything is drawn on them
 LOG_RATIO = 20.0  # a curve whose values span more than this factor gets a logarithmic axis
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -113,6 +112,8 @@ def boxes_from_masks(masks):
     Returns:
         int64 [B, K, 4], [x1, y1, x2, y2] (zeros where there is no such pixel); bool [B, K], whether there is one.
     """
+    from torchvision.ops import masks_to_boxes
+
     inside = masks[:, :, 0] > MASK_THRESHOLD
     present = inside.flatten(2).any(-1)
     boxes = torch.zeros(*present.shape, 4, dtype=torch.int64, device=masks.device)
@@ -134,6 +135,8 @@ def select_boxes(boxes, scores, iou_thresh, hard_thresh=None, present=None):
     Returns:
         bool [B, K], the boxes that stay.
     """
+    from torchvision.ops import nms
+
     candidates = torch.ones_like(scores, dtype=torch.bool) if present is None else present.clone()
     if hard_thresh is not None:
         candidates &= scores >= hard_thresh
@@ -232,6 +235,8 @@ def plot_glimpses(cropped, decoded_rgb, columns=16):
     Returns:
         float32 [3, h, w]; small glimpses are enlarged, the separators are white.
     """
+    from torchvision.utils import make_grid
+
     top, bottom = (_enlarge(_images_on_cpu(t), _zoom(t, LEGIBLE_SIDE // 2)) for t in (cropped, decoded_rgb))
     separator = torch.ones(len(top), 3, 1, top.shape[-1])
     pairs = torch.cat([top, separator, bottom], dim=-2)
@@ -259,6 +264,8 @@ def plot_segmentation(alpha_masks, images=None):
 
 def segmentation_grid(images, alpha_masks):
     """Images [B, 3, H, W] in a row, below each its `plot_segmentation` of masks [B, K, 1, H, W]: float32 [3, h, w]."""
+    from torchvision.utils import make_grid
+
     rows = [_images_on_cpu(images), plot_segmentation(alpha_masks, images)]
     tiles = torch.cat([_enlarge(row, _zoom(row, LEGIBLE_SIDE)) for row in rows])
     return make_grid(tiles, nrow=len(images), padding=4, pad_value=1.0)
@@ -327,6 +334,8 @@ def figure_grid(images, output, topk, iou_thresh, kp_range=(-1, 1), columns=8):
     Returns:
         float32 [3, h, w], white between the images, the rows' names at the left.
     """
+    from torchvision.utils import make_grid
+
     rows = figure_rows(images, output, topk, iou_thresh, kp_range, columns)
     padding = 2
     grid = make_grid(torch.cat(list(rows.values())), nrow=len(rows["ground truth"]), padding=padding, pad_value=1.0)
