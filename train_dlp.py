@@ -146,8 +146,8 @@ def main(arguments=None):
     accelerator = make_accelerator(config.device)
     trainer = Trainer(DLPTask(config, accelerator), config, accelerator, resume_command(accelerator))
     if run:
-        trainer.resume(run)
         run.is_main = accelerator.is_main_process
+        trainer.resume(run)
         run.save_config(config)
     else:
         if config.load_model:
