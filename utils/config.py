@@ -190,7 +190,7 @@ class Config:
         """
         is_path = str(name_or_path).endswith(".json")
         path = Path(name_or_path) if is_path else CONFIG_DIR / f"{name_or_path}.json"
-        return cls.from_dict(_read_json(path), where=str(path))
+        return cls.from_dict(read_json(path), where=str(path))
 
     def replace(self, where="configuration", /, **overrides):
         """A copy with some keys changed, checked as a whole; the text of a `UserError` begins with ``where``."""
@@ -377,7 +377,9 @@ def _at(where, function, *arguments, **values):
         raise UserError(f"{where}: {error}") from None
 
 
-def _read_json(path):
+def read_json(path):
+    """What a JSON file holds. Raises `UserError` if there is no such file, it cannot be read or is not valid JSON."""
+    path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:

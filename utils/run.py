@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 
 from models import ObjectDLP, ObjectDynamicsDLP
 from utils import checkpoints
-from utils.config import Config
+from utils.config import Config, read_json
 from utils.errors import UserError
 from utils.files import replacing
 from utils.plotting import save_image
@@ -41,8 +41,9 @@ class Run:
         path = Path(path)
         if not path.is_dir():
             raise UserError(f"{path}: no such run directory")
-        config = Config.load(path / "hparams.json")
-        if "depth_logvar_from_mean" not in get_config(path / "hparams.json"):  # a released run
+        hparams = read_json(path / "hparams.json")
+        config = Config.from_dict(hparams, where=str(path / "hparams.json"))
+        if "depth_logvar_from_mean" not in hparams:  # a released run
             config = config.replace(depth_logvar_from_mean=True)
         kinds = [kind for kind in MODELS if any(path.rglob(f"{config.ds}_{kind}*.pth"))]
         kinds = kinds or [kind for kind in MODELS if f"_{config.ds}_{kind}" in path.resolve().name]
@@ -177,9 +178,4 @@ def save_config(src_dir, hparams):
 
 def get_config(fpath):
     """The dict in a JSON configuration file."""
-    try:
-        return json.loads(Path(fpath).read_text())
-    except OSError as error:
-        raise UserError(f"{fpath}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{fpath}: invalid JSON: {error}") from error
+    return read_json(fpath)
