@@ -1,69 +1,85 @@
-"""Train a small DLPv2 on shapes, on the CPU, and show the particles that it finds: ``make demo``."""
+"""Train a small DDLP on balls that bounce off each other, on the CPU, and predict how held-out videos go on:
+``make demo``."""
 
 import argparse
 import time
 
 import torch
 
-from eval.eval_gen_metrics import eval_dlp_im_metric
-from eval.eval_model import image_dataset
-from train_dlp import DLPTask, resume_command
+from datasets import balls_preparation
+from eval.eval_gen_metrics import measure_predictions
+from eval.eval_model import animate_trajectory_ddlp, video_dataset
+from train_ddlp import DDLPTask
 from utils.config import Config, add_override_arguments, overrides_from
 from utils.errors import run_command
+from utils.particle_training import resume_command
+from utils.plotting import horizon_graph, save_image
 from utils.run import Run
 from utils.training import Trainer, make_accelerator
 
-VISIBLE = 0.5  # a particle with a transparency above this counts as visible
 OUTPUT = "demo_output"
+# Smaller and faster videos than the data set's: 32 x 32 pixels.
+BALLS = "--train 300 --val 10 --test 40 --image_size 32 --radius 4 --speed 3 --processes 2"
 
 
-@torch.no_grad()
-def find_shapes(model, dataset, batch_size=64):
-    """Which shapes have a visible particle's centre within their bounding box.
-
-    Returns the share of the data set's shapes that have, and the mean numbers of shapes and of visible particles per
-    image.
-    """
-    found = shapes = visible = 0
-    for start in range(0, len(dataset), batch_size):
-        indices = range(start, min(start + batch_size, len(dataset)))
-        output = model(torch.stack([dataset[i][0] for i in indices]), deterministic=True)
-        pixels = (output["z"] + 1) / 2 * (model.architecture.image_size - 1)  # (y, x)
-        shown = output["obj_on"] > VISIBLE
-        visible += shown.sum().item()
-        for i, centres, is_shown in zip(indices, pixels, shown, strict=True):
-            boxes = torch.as_tensor(dataset.boxes(i))  # [n, 4]: the pixels y1..y2-1, x1..x2-1
-            low, high = boxes[:, None, :2] - 0.5, boxes[:, None, 2:] - 0.5
-            inside = ((centres >= low) & (centres <= high)).all(-1)  # [n, K]
-            found += (inside & is_shown).any(-1).sum().item()
-            shapes += len(boxes)
-    return found / shapes, shapes / len(dataset), visible / len(dataset)
+def still_frame(config):
+    """What one gets by leaving the last frame that is seen as it is: PSNR (dB) and position error (pixels), means over
+    the test videos at each later frame."""
+    psnr, error = [], []
+    for video, positions, *_ in video_dataset(config, "test", config.animation_horizon):
+        last, later = config.cond_steps - 1, slice(config.cond_steps, config.animation_horizon)
+        psnr.append(-10 * torch.log10((video[later] - video[last]).square().mean((1, 2, 3)) + 1e-8))
+        error.append((positions[later] - positions[last]).norm(dim=-1).mean(-1))
+    return torch.stack(psnr).mean(0).tolist(), torch.stack(error).mean(0).tolist()
 
 
-def measure(model, config, run):
-    """PSNR (dB) on the held-out images, and what `find_shapes` returns."""
-    psnr = eval_dlp_im_metric(model, "cpu", config, eval_dir=run.path, metrics=("psnr",))["psnr"]
-    return psnr, *find_shapes(model, image_dataset(config, "val"))
+def report(config, measured, still):
+    """The table of both, and a graph of them."""
+    psnr, error, tracked = (measured[name].means() for name in ("psnr", "position_error", "tracked"))
+    print("          PSNR (dB)            position error (pixels)    share of the")
+    print("frame     DDLP    still        DDLP    still              balls tracked")
+    mean = [sum(values) / len(values) for values in (psnr, still[0], error, still[1], tracked)]
+    rows = [
+        (config.cond_steps + i, *row)
+        for i, row in enumerate(zip(psnr, still[0], error, still[1], tracked, strict=True))
+    ]
+    for name, a, b, c, d, share in [*rows[: len(rows) : 2], ("mean", *mean)]:
+        print(f"{name:>5}   {a:6.2f}   {b:6.2f}      {c:6.2f}   {d:6.2f}              {share:6.2f}")
+    return horizon_graph(
+        {
+            "PSNR (dB)": {"DDLP": psnr, "last frame stays": still[0]},
+            "position error (pixels)": {"DDLP": error, "last frame stays": still[1]},
+            "share of balls tracked": {"DDLP": tracked},
+        },
+        first=config.cond_steps,
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(usage="%(prog)s [--KEY VALUE ...]", description=__doc__)
     add_override_arguments(parser)
     config = Config.load("demo").replace("command line", **overrides_from(parser.parse_args()))
-    accelerator = make_accelerator(config.device)
     started = time.monotonic()
-    trainer = Trainer(DLPTask(config, accelerator), config, accelerator, resume_command(accelerator))
-    run = Run.create(config, DLPTask.kind, accelerator, parent=OUTPUT)
-    before = measure(trainer.bare_model.eval(), config, run)
+    balls_preparation.main(["--out", config.root, *BALLS.split()])
+    accelerator = make_accelerator(config.device)
+    trainer = Trainer(DDLPTask(config, accelerator), config, accelerator, resume_command(DDLPTask, accelerator))
+    run = Run.create(config, DDLPTask.kind, accelerator, parent=OUTPUT)
     if not trainer.fit(run):
         return
-    after = measure(trainer.bare_model.eval(), config, run)
-    print(f"\nDLPv2 on {config.val_size} held-out images, {time.monotonic() - started:.0f} s in all")
-    print("                                       before   after training")
-    print(f"PSNR of the reconstruction (dB)        {before[0]:6.2f}   {after[0]:6.2f}")
-    print(f"share of the shapes found              {before[1]:6.2f}   {after[1]:6.2f}")
-    print(f"visible particles per image            {before[3]:6.2f}   {after[3]:6.2f}   ({after[2]:.2f} shapes)")
-    print(f"figure: {run.figures / f'image_valid_{config.num_epochs - 1}.jpg'}")
+    trained = time.monotonic() - started
+    model = trainer.bare_model.eval()
+    horizon, seen = config.animation_horizon, config.cond_steps
+    measured = measure_predictions(model, accelerator.device, config, horizon, "test", seen, ("psnr", "position"))
+    paths = animate_trajectory_ddlp(
+        model, config, 0, accelerator.device, run.path, horizon, cond_steps=seen, mode="test", prefix="test_"
+    )
+    print(
+        f"\n{len(video_dataset(config, 'test', horizon))} held-out videos: {seen} frames are seen, {horizon - seen} predicted"
+    )
+    save_image(report(config, measured, still_frame(config)), run.path / "predictions.png")
+    print(f"{trained:.0f} s of preparing and training, {time.monotonic() - started:.0f} s in all")
+    print(f"animations (truth left, prediction right): {paths[0]} ...; graph: {run.path / 'predictions.png'}")
+    print(f"ask what if: python what_if.py -p {run.path} --episode 0 --move 0:+0.1,-0.2")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from utils.config import ARCHITECTURE, Config, check_architecture, check_dynamic
 from utils.errors import UserError
 from utils.loss_functions import ChamferLossKL, calc_kl, calc_kl_beta_dist, calc_reconstruction_loss
 
+FRAMES_AT_ONCE = 64  # a frame of 128 x 128 pixels with 24 particles takes some 10 MB to draw
 VGG_LOSS_SCALE = 1e-3  # the whole loss is multiplied by it where the reconstruction is measured by VGG features
 
 
@@ -589,14 +590,8 @@ class ObjectDynamicsDLP(ParticleModel):
         self._check_input(x, dims=(5,))
         if not 1 <= cond_steps <= x.shape[1]:
             raise UserError(f"cond_steps is {cond_steps}; legal: 1 to the clip's {x.shape[1]} frames")
-        stage = Stage(deterministic=True)
-        seen = x[:, :cond_steps]
-        encoding = self._encode_clip(seen, stage).merge_time()
-        mask = self.fg_module.decode(encoding.particles)[2] if bg_masks_from_fg else None
-        self._encode_background(seen.flatten(0, 1), encoding, stage, mask)
-        particles = encoding.particles.split_time(cond_steps)
-        particles = self.dyn_module.roll_out(particles, num_steps, deterministic)
-        rec = self._decode(particles.merge_time()).rec.unflatten(0, (len(x), -1))
+        particles = self.predict(self.track(x[:, :cond_steps], bg_masks_from_fg), num_steps, deterministic)
+        rec = self.render(particles)
         if not return_z:
             return rec
         ids = torch.arange(1, particles.z.shape[2] + 1, device=x.device).expand(particles.obj_on.shape)
@@ -609,6 +604,33 @@ class ObjectDynamicsDLP(ParticleModel):
             "z_bg_features": particles.z_bg,
             "z_ids": ids,
         }
+
+    @torch.no_grad()
+    def track(self, x, bg_masks_from_fg=False):
+        """The particles of clips [B, T, C, H, W] of any length: `Particles` [B, T, ...], the posteriors' means."""
+        self._check_input(x, dims=(5,))
+        encoding = self._encode_clip(x, Stage(deterministic=True)).merge_time()
+        mask = self.fg_module.decode(encoding.particles)[2] if bg_masks_from_fg else None
+        self._encode_background(x.flatten(0, 1), encoding, Stage(deterministic=True), mask)
+        return encoding.particles.split_time(x.shape[1])
+
+    @torch.no_grad()
+    def predict(self, particles, num_steps, deterministic=True, constrain=None):
+        """`Particles` [B, T, ...] of the first frames -> [B, T + num_steps, ...], PINT's predictions behind them.
+
+        constrain: a function that is applied to each predicted frame, `Particles` [B, 1, ...], before it is used.
+        """
+        return self.dyn_module.roll_out(particles, num_steps, deterministic, constrain)
+
+    @torch.no_grad()
+    def render(self, particles):
+        """Draw `Particles` [B, T, ...]: [B, T, C, H, W]. A few frames at a time, so that long videos fit in memory."""
+        frames, count = particles.merge_time(), particles.z.shape[0] * particles.z.shape[1]
+        parts = [
+            self._decode(frames.map(lambda x, start=start: x[start : start + FRAMES_AT_ONCE])).rec
+            for start in range(0, count, FRAMES_AT_ONCE)
+        ]
+        return torch.cat(parts).unflatten(0, particles.z.shape[:2])
 
     def calc_elbo(
         self,

@@ -63,6 +63,7 @@ def _shapes(root, mode, image_size, sample_length, num_items):
 
 
 register("shapes", image=_shapes, takes_num_items=True)
+register("balls", image="datasets.balls_ds:BallsImages", video="datasets.balls_ds:BallsVideos")
 
 
 def get_image_dataset(ds, root, mode="train", image_size=128, seq_len=1, num_items=None):

@@ -192,12 +192,15 @@ class DynamicsDLP(nn.Module):
             prediction.bg.mean = particles.z_bg + prediction.bg.mean
         return prediction
 
-    def roll_out(self, particles, steps, deterministic=True):
-        """`Particles` [B, T, ...] of the first frames -> [B, T + steps, ...], the predicted ones behind them."""
+    def roll_out(self, particles, steps, deterministic=True, constrain=None):
+        """`Particles` [B, T, ...] of the first frames -> [B, T + steps, ...], the predicted ones behind them.
+
+        constrain: a function that is applied to each predicted frame, `Particles` [B, 1, ...], before it is used.
+        """
         for _ in range(steps):
             window = particles.frames(slice(-self.block_size, None))
             following = self.predict(window).frames(slice(-1, None)).sample(deterministic)
-            particles = Particles.cat([particles, following])
+            particles = Particles.cat([particles, following if constrain is None else constrain(following)])
         return particles
 
     def forward(self, z, z_scale, z_obj_on, z_depth, z_features, z_bg_features):

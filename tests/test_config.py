@@ -29,6 +29,7 @@ PUBLISHED_DDLP = {
 ADDED = {
     "bg_learned_feature_dim": None,
     "depth_logvar_from_mean": False,
+    "discount_iterations": 10_000,
     "seed": 0,
     "num_workers": 2,
     "metrics": ["lpips", "ssim", "psnr"],

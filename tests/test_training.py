@@ -17,6 +17,7 @@ import train_dlp
 from utils import checkpoints
 from utils.config import Config
 from utils.errors import UserError
+from utils.particle_training import resume_command
 from utils.run import Run
 from utils.training import EpochBatches, Progress, RunningMeans, Trainer, TrainingError, training_stage
 
@@ -255,7 +256,7 @@ def refuse_download(*arguments, **options):
         (["--resume", "{run}", "--lr", "0.1"], "--lr cannot change when a run goes on; legal: num_epochs"),
         (["-d", "nothing"], "nothing.json: not found"),
         (["-d", "{config}", "--batch_size", "25"], "train_size is 24; legal: at least batch_size 25"),
-        (["-d", "{config}", "--ds", "nothing"], "'nothing' is not a known data set; known are shapes"),
+        (["-d", "{config}", "--ds", "nothing"], "'nothing' is not a known data set; known are balls, shapes"),
         (["-d", "{config}", "--load_model", "true", "--pretrained_path", "no.pth"], "no.pth: no such checkpoint file"),
         (["-d", "{config}", "--anchor_s", "0.3"], "anchor_s is 0.3; legal:"),
     ],
@@ -279,7 +280,7 @@ def trainer_for(folder, data, task_type=train_dlp.DLPTask, **changes):
     config = Config.from_dict({**SMALL, "root": data, **changes})
     accelerator = Accelerator(cpu=True)
     task = task_type(config, accelerator)
-    trainer = Trainer(task, config, accelerator, train_dlp.resume_command(accelerator))
+    trainer = Trainer(task, config, accelerator, resume_command(train_dlp.DLPTask, accelerator))
     trainer.run = Run.create(config, task.kind, accelerator, folder)
     return trainer
 

@@ -148,6 +148,9 @@ class Config:
     use_tracking: bool = key(False, "DLP encodes videos, tracking particles from frame to frame")
     bg_learned_feature_dim: int | None = key(None, "background features; null: learned_feature_dim", at_least(1))
     depth_logvar_from_mean: bool = key(False, "PINT's depth logvar is its mean, as in the published checkpoints")
+    discount_iterations: int = key(
+        10_000, "iterations (a whole epoch, if that has more) over which the dynamics' weights rise", at_least(1)
+    )
     seed: int = key(0, "seed of the random numbers", SEED)
     num_workers: int = key(2, "processes that load data", at_least(0))
     metrics: tuple[str, ...] = key(METRICS, "the image metrics to measure", METRIC_LIST)

@@ -1,4 +1,4 @@
-"""Pictures as functions of tensors: particles, boxes, masks, the figure grid and the loss curves.
+"""Pictures as functions of tensors: particles, boxes, masks, the figure grid and curves.
 
 Images are float [B, 3, H, W] in 0..1, positions (y, x); tensors may live on any device and carry gradients, what comes
 back is float32 on the CPU, and no input is modified. Only `save_image` touches the disk.
@@ -7,7 +7,7 @@ Shapes: B images, K particles, H and W the image's sides, S the side of a square
 """
 
 from functools import cache
-from math import ceil, isfinite
+from math import ceil, isfinite, nan
 from pathlib import Path
 
 import cv2
@@ -167,7 +167,7 @@ def plot_keypoints_on_image_batch(
     """
     points = _on_cpu(kp_batch_tensor[:max_imgs])
     shown = torch.ones(points.shape[:2], dtype=torch.bool)
-    images = _images_on_cpu(img_batch_tensor[:max_imgs])
+    images = images_on_cpu(img_batch_tensor[:max_imgs])
     return _draw_points(images, points, shown, radius, thickness, kp_range, plot_numbers)
 
 
@@ -200,7 +200,7 @@ def plot_bb_on_image_batch_from_z_scale_nms(
     z, z_scale, scores = (_on_cpu(t[:max_imgs]) for t in (kp_batch_tensor, z_scale_batch_tensor, scores))
     boxes = boxes_from_particles(z, z_scale, img_batch_tensor.shape[-1], scale_normalized)
     keep = select_boxes(boxes, scores, iou_thresh, hard_thresh)
-    return _draw_boxes(_images_on_cpu(img_batch_tensor[:max_imgs]), boxes, keep, thickness)
+    return _draw_boxes(images_on_cpu(img_batch_tensor[:max_imgs]), boxes, keep, thickness)
 
 
 def plot_bb_on_image_batch_from_masks_nms(
@@ -222,7 +222,7 @@ def plot_bb_on_image_batch_from_masks_nms(
     masks, scores = _on_cpu(mask_batch_tensor[:max_imgs]), _on_cpu(scores[:max_imgs])
     boxes, present = boxes_from_masks(masks)
     keep = select_boxes(boxes, scores, iou_thresh, hard_thresh, present)
-    return _draw_boxes(_images_on_cpu(img_batch_tensor[:max_imgs]), boxes, keep, thickness)
+    return _draw_boxes(images_on_cpu(img_batch_tensor[:max_imgs]), boxes, keep, thickness)
 
 
 def plot_glimpses(cropped, decoded_rgb, columns=16):
@@ -237,7 +237,7 @@ def plot_glimpses(cropped, decoded_rgb, columns=16):
     """
     from torchvision.utils import make_grid
 
-    top, bottom = (_enlarge(_images_on_cpu(t), _zoom(t, LEGIBLE_SIDE // 2)) for t in (cropped, decoded_rgb))
+    top, bottom = (enlarge(images_on_cpu(t), zoom_factor(t, LEGIBLE_SIDE // 2)) for t in (cropped, decoded_rgb))
     separator = torch.ones(len(top), 3, 1, top.shape[-1])
     pairs = torch.cat([top, separator, bottom], dim=-2)
     return make_grid(pairs, nrow=columns, padding=4, pad_value=1.0)
@@ -253,12 +253,12 @@ def plot_segmentation(alpha_masks, images=None):
     Returns:
         float32 [B, 3, H, W].
     """
-    alpha = _images_on_cpu(alpha_masks)[:, :, 0]  # [B, K, H, W]
+    alpha = images_on_cpu(alpha_masks)[:, :, 0]  # [B, K, H, W]
     alpha = alpha / alpha.sum(1, keepdim=True).clamp(min=1.0)
     color = torch.einsum("bkhw,kc->bchw", alpha, particle_colors(alpha.shape[1]))
     if images is None:
         return color
-    grey = torch.einsum("bchw,c->bhw", _images_on_cpu(images), torch.tensor(GREY_WEIGHTS))
+    grey = torch.einsum("bchw,c->bhw", images_on_cpu(images), torch.tensor(GREY_WEIGHTS))
     return color + (1 - alpha.sum(1, keepdim=True)) * 0.5 * grey[:, None]
 
 
@@ -266,8 +266,8 @@ def segmentation_grid(images, alpha_masks):
     """Images [B, 3, H, W] in a row, below each its `plot_segmentation` of masks [B, K, 1, H, W]: float32 [3, h, w]."""
     from torchvision.utils import make_grid
 
-    rows = [_images_on_cpu(images), plot_segmentation(alpha_masks, images)]
-    tiles = torch.cat([_enlarge(row, _zoom(row, LEGIBLE_SIDE)) for row in rows])
+    rows = [images_on_cpu(images), plot_segmentation(alpha_masks, images)]
+    tiles = torch.cat([enlarge(row, zoom_factor(row, LEGIBLE_SIDE)) for row in rows])
     return make_grid(tiles, nrow=len(images), padding=4, pad_value=1.0)
 
 
@@ -283,7 +283,7 @@ def figure_rows(images, output, topk, iou_thresh, kp_range=(-1, 1), columns=8):
         dict of name -> float32 [min(N, columns), 3, h, w].
     """
     images, rec, foreground, background = (
-        _images_on_cpu(t[:columns]) for t in (images, output["rec"], output["dec_objects"], output["bg"])
+        images_on_cpu(t[:columns]) for t in (images, output["rec"], output["dec_objects"], output["bg"])
     )
     particle_keys = ("z_base", "mu_offset", "logvar_offset", "obj_on", "z_scale", "alpha_masks", "kp_p")
     z_base, mu_offset, logvar_offset, obj_on, z_scale, masks, proposals = (
@@ -299,19 +299,19 @@ def figure_rows(images, output, topk, iou_thresh, kp_range=(-1, 1), columns=8):
     mask_boxes, present = boxes_from_masks(masks)
     mask_keep = select_boxes(mask_boxes, scores, iou_thresh, SCORE_THRESHOLD, present)
 
-    zoom = _zoom(images, LEGIBLE_SIDE)
-    canvas = _enlarge(images, zoom)
+    zoom = zoom_factor(images, LEGIBLE_SIDE)
+    canvas = enlarge(images, zoom)
     radius, line = 2 + canvas.shape[-1] // 256, max(1, canvas.shape[-1] // 128)
     return {
         "ground truth": canvas,
         "posterior": _draw_points(canvas, z, torch.ones_like(best), radius, 1, kp_range),
-        "reconstruction": _enlarge(rec, zoom),
+        "reconstruction": enlarge(rec, zoom),
         "prior": _draw_points(canvas, proposals, torch.ones_like(proposals[..., 0]).bool(), radius, 1, kp_range),
         f"top {topk}": _draw_points(canvas, z, best, radius, 1, kp_range),
-        "foreground": _enlarge(foreground, zoom),
+        "foreground": enlarge(foreground, zoom),
         "boxes (scale)": _draw_boxes(canvas, scale_boxes, scale_keep, line, zoom),
         "boxes (masks)": _draw_boxes(canvas, mask_boxes, mask_keep, line, zoom),
-        "background": _enlarge(background, zoom),
+        "background": enlarge(background, zoom),
     }
 
 
@@ -354,7 +354,7 @@ def save_image(tensor, path):
     path = Path(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise UserError(f"cannot write the image {path}: the file name must end in {', '.join(IMAGE_SUFFIXES)}")
-    pixels = (_images_on_cpu(tensor).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    pixels = (images_on_cpu(tensor).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     # Full colour resolution: thin coloured lines fade with JPEG's usual chroma subsampling.
     options = {} if path.suffix.lower() == ".png" else {"quality": 95, "subsampling": 0}
     with replacing(path) as temporary:
@@ -372,12 +372,28 @@ def loss_graph(records):
         float32 [3, 800, 1200].
     """
     figure = Figure(figsize=(12, 8), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     for axes, (label, keys) in zip(figure.subplots(2, 2).flat, LOSS_PANELS.items(), strict=True):
         _draw_curves(axes, label, {key: _curve(records, key) for key in keys})
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)
+    return _figure_pixels(figure)
+
+
+def horizon_graph(panels, first=0, xlabel="frame"):
+    """Quantities measured at every step of a sequence: a row of axes, one per quantity.
+
+    Args:
+        panels: dict of a quantity's name -> dict of a curve's name -> its values, one per step; where a value is None
+            or not finite, the curve has a gap.
+        first: the number of the step that the values begin with.
+        xlabel: what a step is.
+
+    Returns:
+        float32 [3, 400, 500 * len(panels)].
+    """
+    figure = Figure(figsize=(5 * len(panels), 4), dpi=100, layout="constrained")
+    for axes, (label, curves) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
+        points = {name: _steps(values, first) for name, values in curves.items()}
+        _draw_curves(axes, label, points, xlabel, legend_columns=2)
+    return _figure_pixels(figure)
 
 
 def _on_cpu(tensor):
@@ -385,17 +401,18 @@ def _on_cpu(tensor):
     return tensor.detach().to("cpu", torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _images_on_cpu(tensor):
-    """Without gradient, on the CPU, in float32, which is what cv2 draws on."""
+def images_on_cpu(tensor):
+    """The tensor without gradient, on the CPU, in float32, which is what cv2 draws on."""
     return tensor.detach().to("cpu", torch.float32)
 
 
-def _zoom(images, side):
-    """The whole factor that makes images at least `side` pixels wide."""
+def zoom_factor(images, side):
+    """The whole factor that makes images [..., W] at least `side` pixels wide."""
     return max(1, ceil(side / images.shape[-1]))
 
 
-def _enlarge(images, zoom):
+def enlarge(images, zoom):
+    """Images [..., H, W] with every pixel repeated `zoom` times both ways."""
     return images.repeat_interleave(zoom, dim=-2).repeat_interleave(zoom, dim=-1)
 
 
@@ -454,11 +471,14 @@ def _draw_number(canvas, number, corner, color):
     x = min(max(corner[0], 1), canvas.shape[1] - width - 1)
     y = min(max(corner[1], height + 1), canvas.shape[0] - 2)
     for ink, thickness in (((0.0, 0.0, 0.0), 3), (color, 1)):
-        _draw_text(canvas, str(number), (x, y), scale, ink, thickness)
+        draw_text(canvas, str(number), (x, y), scale, ink, thickness)
 
 
-def _draw_text(canvas, text, origin, scale, color, thickness=1):
-    """Write smoothed text, lower left corner at (x, y); cv2 smooths on 8-bit arrays only, so it is blended in."""
+def draw_text(canvas, text, origin, scale, color, thickness=1):
+    """Write smoothed text on a float32 array [H, W, 3], lower left corner at (x, y), in cv2's plain font.
+
+    cv2 smooths on 8-bit arrays only, so the text is blended in.
+    """
     stencil = np.zeros(canvas.shape[:2], np.uint8)
     cv2.putText(stencil, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, 255, thickness, cv2.LINE_AA)
     weight = stencil[..., None].astype(np.float32) / 255
@@ -470,8 +490,16 @@ def _row_label(name, length):
     scale = 0.5
     (width, _), _ = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     canvas = np.ones((22, length, 3), np.float32)
-    _draw_text(canvas, name, ((length - width) // 2, 15), scale, (0.0, 0.0, 0.0))
+    draw_text(canvas, name, ((length - width) // 2, 15), scale, (0.0, 0.0, 0.0))
     return torch.from_numpy(np.rot90(canvas).copy()).permute(2, 0, 1)
+
+
+def _figure_pixels(figure):
+    """A matplotlib figure, drawn without a display: float32 [3, h, w]."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)
 
 
 def _curve(records, key):
@@ -480,19 +508,32 @@ def _curve(records, key):
     return [(epoch, value) for epoch, value in pairs if epoch is not None and value is not None and isfinite(value)]
 
 
-def _draw_curves(axes, label, curves):
-    """One panel with its vertical axis named `label`; `curves` maps a name to its (epoch, value) pairs."""
-    curves = {name: points for name, points in curves.items() if points}
-    axes.set(xlabel="epoch", ylabel=label)
+def _steps(values, first):
+    """The (step, value) pairs of values at consecutive steps; a value that is missing or not finite becomes NaN."""
+    return [
+        (step, value if value is not None and isfinite(value) else nan)
+        for step, value in enumerate(values, start=first)
+    ]
+
+
+def _draw_curves(axes, label, curves, xlabel="epoch", legend_columns=4):
+    """One panel with its vertical axis named `label`; `curves` maps a name to its (x, value) pairs.
+
+    A value that is not a number interrupts its curve.
+    """
+    finite = {name: [value for _, value in points if isfinite(value)] for name, points in curves.items()}
+    curves = {name: points for name, points in curves.items() if finite[name]}
+    axes.set(xlabel=xlabel, ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     for name, points in curves.items():
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=name)
     if not curves:
-        axes.text(0.5, 0.5, "no values yet", ha="center", va="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "no values", ha="center", va="center", transform=axes.transAxes)
         return
     if len(curves) > 1:
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize="small", frameon=False)
-    values = [value for points in curves.values() for _, value in points]
+        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": legend_columns}
+        axes.legend(**place, fontsize="small", frameon=False)
+    values = [value for name in curves for value in finite[name]]
     if min(values) > 0 and max(values) > LOG_RATIO * min(values):
         axes.set_yscale("log")

@@ -84,11 +84,13 @@ class Task:
 
 @dataclass
 class Progress:
-    """Where training stands: finished epochs, batches done in this one, iterations in all."""
+    """Where training stands: finished epochs, batches done in this one, iterations in all; and a whole epoch's
+    iterations."""
 
     epoch: int = 0
     batch: int = 0
     iteration: int = 0
+    epoch_length: int = 0
 
 
 def training_stage(epoch, warmup_epoch):
@@ -218,6 +220,7 @@ class Trainer:
         self.batches = EpochBatches(
             len(train_set), config.batch_size, config.seed, accelerator.process_index, accelerator.num_processes
         )
+        self.progress.epoch_length = self.batches.num_batches
         self.loader = DataLoader(
             train_set,
             batch_sampler=self.batches,

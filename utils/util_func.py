@@ -2,6 +2,7 @@
 
 from modules.particles import reparameterize
 from modules.spatial import create_masks_fast, generate_correlation_maps, spatial_transform
+from utils.animation import animate_trajectories
 from utils.plotting import (
     plot_bb_on_image_batch_from_masks_nms,
     plot_bb_on_image_batch_from_z_scale_nms,
@@ -10,6 +11,7 @@ from utils.plotting import (
 from utils.run import get_config, log_line, prepare_logdir, save_config
 
 __all__ = [
+    "animate_trajectories",
     "create_masks_fast",
     "generate_correlation_maps",
     "get_config",

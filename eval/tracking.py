@@ -1,0 +1,52 @@
+"""How well particles follow objects whose true positions are known.
+
+Every object gets one particle, chosen by the frames that the model has seen, and keeps it: what is measured afterwards
+is tracking, not a new match at every frame. Shape letters: F frames, K particles, n objects. Positions are in pixels,
+(row, column), pixel i being the stretch i..i+1.
+"""
+
+import torch
+from scipy.optimize import linear_sum_assignment
+
+VISIBLE = 0.5  # a particle of a transparency above this counts as visible
+
+
+def pixel_positions(z, image_size):
+    """Positions (y, x) in -1..1, from the first pixel's centre to the last's, in pixels."""
+    return (z + 1) / 2 * (image_size - 1) + 0.5
+
+
+def match(points, visible, truth, present):
+    """The particle of each object: the assignment (Hungarian algorithm) of the smallest mean distance over the frames.
+
+    points: [F, K, 2]; visible: [F, K] bool; truth: [F, n, 2]; present: [F, n] bool, whether the object is in view.
+    Particles that are seen in less than half of the frames come last. Returns int64 [n], -1 for an object that is
+    never in view or, where there are more objects than particles, gets none.
+    """
+    distance = (points[:, :, None] - truth[:, None]).norm(dim=-1)  # [F, K, n]
+    weight = present[:, None].to(distance)
+    cost = (distance * weight).sum(0) / weight.sum(0).clamp(min=1)  # [K, n]
+    hidden = visible.float().mean(0) < 0.5
+    cost[hidden] += 2 * cost.max() + 1
+    chosen = torch.full((truth.shape[1],), -1)
+    candidates = present.any(0).nonzero()[:, 0]
+    rows, columns = linear_sum_assignment(cost[:, candidates].numpy())
+    chosen[candidates[columns]] = torch.from_numpy(rows)
+    return chosen
+
+
+def tracking_quality(points, visible, truth, present, radii, cond_steps):
+    """The position error of every object in the frames after the first `cond_steps`, and whether it is tracked.
+
+    points: [F, K, 2]; visible: [F, K] bool; truth: [F, n, 2]; present: [F, n] bool; radii: [F, n] pixels. Returns two
+    float tensors [F - cond_steps, n]: the distance (pixels) to the object of the particle that `match` gave it in the
+    first `cond_steps` frames, and 1 where that particle is visible and nearer to the object's centre than its radius.
+    NaN where the object is not in view; an object without a particle is not tracked and has no error.
+    """
+    points, visible, truth, present, radii = (x.detach().cpu() for x in (points, visible, truth, present, radii))
+    seen, later = slice(None, cond_steps), slice(cond_steps, None)
+    chosen = match(points[seen], visible[seen], truth[seen], present[seen])
+    error = (points[later, chosen.clamp(min=0)] - truth[later]).norm(dim=-1)
+    error[:, chosen < 0] = torch.nan
+    tracked = ((error < radii[later]) & visible[later, chosen.clamp(min=0)]).float()
+    return error.where(present[later], torch.nan), tracked.where(present[later], torch.nan)

@@ -1,0 +1,51 @@
+"""Predict videos with a trained DDLP and show them beside the truth:
+``python generate_ddlp_video_prediction.py -p RUN_DIR -n 1 -c 10 --horizon 100``.
+
+Writes RUN_DIR/animations/e0_traj_anim_{i}.gif: ground truth left, prediction right.
+"""
+
+import argparse
+
+from eval.eval_model import animate_trajectory_ddlp
+from utils.animation import ANIMATION_FORMATS
+from utils.errors import run_command
+from utils.prediction import add_prediction_arguments, open_prediction
+
+
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_prediction_arguments(parser, horizon="the run's animation_horizon")
+    parser.add_argument("-n", "--num_predictions", type=int, default=5, metavar="N", help="videos (default: 5)")
+    parser.add_argument("--format", choices=ANIMATION_FORMATS, default="gif", help="of the files (default: gif)")
+    args = parser.parse_args(arguments)
+    if args.num_predictions < 1:
+        parser.error(f"-n/--num_predictions is {args.num_predictions}; legal: at least 1")
+    return args
+
+
+def main(arguments=None):
+    args = parse_arguments(arguments)
+    asked = open_prediction(args)
+    folder = asked.run.path / "animations"
+    folder.mkdir(exist_ok=True)
+    paths = animate_trajectory_ddlp(
+        asked.model,
+        asked.config,
+        0,
+        asked.device,
+        folder,
+        timestep_horizon=asked.horizon,
+        num_trajetories=args.num_predictions,
+        train=args.use_train,
+        cond_steps=asked.cond_steps,
+        deterministic=asked.deterministic,
+        mode=asked.mode,
+        suffix=args.format,
+        verbose=True,
+    )
+    for path in paths:
+        print(path)
+
+
+if __name__ == "__main__":
+    run_command(main)

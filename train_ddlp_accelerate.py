@@ -1,0 +1,11 @@
+"""Train DDLP on several devices or machines:
+``accelerate launch --config_file ./accel_conf.yml train_ddlp_accelerate.py -d balls``.
+
+`train_ddlp.py` runs on any number of processes; this is its published name for several.
+"""
+
+from train_ddlp import main
+from utils.errors import run_command
+
+if __name__ == "__main__":
+    run_command(main)

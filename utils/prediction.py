@@ -1,0 +1,85 @@
+"""What the commands that predict videos with a trained DDLP have in common: their arguments, and what these name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+
+from models import ObjectDynamicsDLP
+from utils.config import CONFIG_DIR, Config
+from utils.errors import UserError
+from utils.run import Run
+
+
+@dataclass
+class Prediction:
+    """What is to be predicted: `horizon` frames, the first `cond_steps` of which the model sees, of videos of `mode`
+    of the data set in `config`."""
+
+    run: Run
+    model: ObjectDynamicsDLP
+    config: Config
+    device: torch.device
+    mode: str
+    cond_steps: int
+    horizon: int
+    deterministic: bool
+
+
+def add_prediction_arguments(parser, horizon):
+    """The arguments that `open_prediction` reads. horizon: the default in words."""
+    parser.add_argument("-p", "--path", metavar="RUN_DIR", required=True, help="run directory, ours or a released one")
+    parser.add_argument("-d", "--dataset", metavar="NAME", help="data set, a name in configs/ (default: the run's)")
+    parser.add_argument("--root", metavar="PATH", help="where the data set lies (default: as in the run)")
+    parser.add_argument(
+        "-c", "--cond_steps", type=int, default=-1, metavar="N", help="frames that the model sees (-1, default: its T)"
+    )
+    parser.add_argument("--horizon", type=int, metavar="N", help=f"frames in all (default: {horizon})")
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help="weights (default: best by LPIPS if there are such, or last)"
+    )
+    parser.add_argument("--use_last", action="store_true", help="take the last weights, not the best by LPIPS")
+    parser.add_argument("--prefix", metavar="P", help="the run_prefix in the weights' names (default: the run's)")
+    parser.add_argument("--use_train", action="store_true", help="take the training set, not the test set")
+    parser.add_argument("--sample", action="store_true", help="sample from the dynamics instead of taking their means")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples (default: 0)")
+    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+
+
+def open_prediction(args, horizon=None):
+    """The `Prediction` that the arguments name. horizon: the default (None: the run's animation_horizon)."""
+    if args.cond_steps != -1 and args.cond_steps < 1:
+        raise UserError(f"-c/--cond_steps is {args.cond_steps}; legal: at least 1, or -1 for the model's T")
+    run = Run.open(args.path)
+    if run.kind != "ddlp":
+        raise UserError(f"{run.path} is a run of kind {run.kind}; videos are predicted by one of kind ddlp")
+    if args.prefix is not None:
+        run.config = run.config.replace("--prefix", run_prefix=args.prefix)
+    device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
+    cond_steps = run.config.timestep_horizon if args.cond_steps == -1 else args.cond_steps
+    horizon = args.horizon or horizon or run.config.animation_horizon
+    if horizon <= cond_steps:
+        raise UserError(f"--horizon is {horizon} frames in all; legal: above the {cond_steps} frames that are seen")
+    config = data_config(run, args.dataset, args.root)
+    model = run.load_model(args.checkpoint, args.use_last, device)
+    set_seed(args.seed)
+    mode = "train" if args.use_train else "test"
+    return Prediction(run, model, config, device, mode, cond_steps, horizon, not args.sample)
+
+
+def data_config(run, dataset=None, root=None):
+    """The run's configuration with the data set `dataset` (a name in configs/, or a path ending in .json) at `root`.
+
+    Where the run's own root is not on this machine, as in a released run, it is that of the data set's file in
+    configs/.
+    """
+    config = run.config
+    named = None if dataset is None else Config.load(dataset)
+    ds = config.ds if named is None else named.ds
+    if root is None:
+        root = config.root if ds == config.ds else named.root
+        if root is None or not Path(root).exists():
+            known = named or (Config.load(ds) if (CONFIG_DIR / f"{ds}.json").is_file() else config)
+            root = known.root
+    return config.replace("--root", ds=ds, root=root)
