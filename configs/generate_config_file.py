@@ -70,7 +70,8 @@ def main(arguments=None):
     print(f"wrote {path}")
     if not is_known:
         print(f"{args.ds} is new: if datasets/get_dataset.py does not know it yet, add it there")
-    print(f"train with: python train_dlp.py -d {args.ds if path == default_path else path}")
+    name = args.ds if path == default_path else path
+    print(f"train with: python train_dlp.py -d {name} (images) or python train_ddlp.py -d {name} (videos)")
 
 
 if __name__ == "__main__":

@@ -480,7 +480,8 @@ def test_generator_starts_from_a_known_configuration(tmp_path, capsys):
     generate("--ds", "traffic_img", "--out", str(path), "--root", "/data", "--n_kp_enc", "6", "--use_tracking", "true")
     expected = Config.load("traffic_img").replace(root="/data", n_kp_enc=6, use_tracking=True)
     assert Config.load(path) == expected and expected.ds == "traffic"
-    assert capsys.readouterr().out == f"wrote {path}\ntrain with: python train_dlp.py -d {path}\n"
+    commands = f"python train_dlp.py -d {path} (images) or python train_ddlp.py -d {path} (videos)"
+    assert capsys.readouterr().out == f"wrote {path}\ntrain with: {commands}\n"
     assert os.listdir(tmp_path) == ["small.json"]
 
 
@@ -504,7 +505,7 @@ def own_configs(tmp_path, monkeypatch):
 
 def test_generator_writes_into_configs_and_overwrites_only_with_force(own_configs, capsys):
     generate("--ds", "new")
-    assert "new is new: " in (out := capsys.readouterr().out) and out.endswith("python train_dlp.py -d new\n")
+    assert "new is new: " in (out := capsys.readouterr().out) and out.endswith("python train_ddlp.py -d new (videos)\n")
     before = (own_configs / "new.json").read_text()
     with pytest.raises(UserError, match=r"new\.json exists; legal: another --out, or --force to overwrite it"):
         generate("--ds", "new", "--lr", "0.5")
