@@ -73,9 +73,8 @@ def main():
     paths = animate_trajectory_ddlp(
         model, config, 0, accelerator.device, run.path, horizon, cond_steps=seen, mode="test", prefix="test_"
     )
-    print(
-        f"\n{len(video_dataset(config, 'test', horizon))} held-out videos: {seen} frames are seen, {horizon - seen} predicted"
-    )
+    videos = len(video_dataset(config, "test", horizon))
+    print(f"\n{videos} held-out videos: {seen} frames are seen, {horizon - seen} predicted")
     save_image(report(config, measured, still_frame(config)), run.path / "predictions.png")
     print(f"{trained:.0f} s of preparing and training, {time.monotonic() - started:.0f} s in all")
     print(f"animations (truth left, prediction right): {paths[0]} ...; graph: {run.path / 'predictions.png'}")

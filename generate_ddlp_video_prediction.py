@@ -9,6 +9,7 @@ import argparse
 from eval.eval_model import animate_trajectory_ddlp
 from utils.animation import ANIMATION_FORMATS
 from utils.errors import run_command
+from utils.files import make_folder
 from utils.prediction import add_prediction_arguments, open_prediction
 
 
@@ -26,8 +27,7 @@ def parse_arguments(arguments=None):
 def main(arguments=None):
     args = parse_arguments(arguments)
     asked = open_prediction(args)
-    folder = asked.run.path / "animations"
-    folder.mkdir(exist_ok=True)
+    folder = make_folder(asked.run.path / "animations")
     paths = animate_trajectory_ddlp(
         asked.model,
         asked.config,

@@ -23,6 +23,7 @@ from eval.tracking import VISIBLE
 from modules.particles import Particles
 from utils.animation import ANIMATION_FORMATS, Panel, ground_truth_panel, prediction_panel, save_animation, side_by_side
 from utils.errors import UserError, run_command
+from utils.files import make_folder
 from utils.plotting import enlarge, plot_keypoints_on_image_batch, save_image, zoom_factor
 from utils.prediction import add_prediction_arguments, open_prediction
 from utils.training import keeping_random_state
@@ -225,7 +226,7 @@ def main(arguments=None):
 def output_path(args, asked, default):
     """Where to write: --out, or a file in RUN_DIR/what_if."""
     path = Path(args.out) if args.out else asked.run.path / "what_if" / default
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     return path
 
 

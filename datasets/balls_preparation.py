@@ -53,7 +53,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.errors import UserError, run_command
-from utils.files import replacing
+from utils.files import make_folder, replacing
 
 SPLITS = ("train", "val", "test")
 SUBSTEPS = 10
@@ -368,10 +368,7 @@ def main(arguments=None):
     if not todo:
         return
     _check_space(out, sum(number for _, number in todo.values()) * _episode_bytes(options))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out: {out} cannot be made: {error.strerror or error}") from error
+    make_folder(out)
     for split, (path, number) in todo.items():
         write_split(path, options, split, number, args.processes)
 

@@ -18,7 +18,7 @@ from eval.image_metrics import ImageMetrics
 from eval.tracking import VISIBLE, pixel_positions, tracking_quality
 from utils.config import METRICS, Config
 from utils.errors import UserError, run_command
-from utils.files import replacing
+from utils.files import make_folder, replacing
 from utils.plotting import horizon_graph, save_image
 from utils.prediction import add_prediction_arguments, open_prediction
 
@@ -233,8 +233,6 @@ def table(over_time, cond_steps):
 def main(arguments=None):
     args = parse_arguments(arguments)
     asked = open_prediction(args, horizon=50)
-    if asked.device.type == "cpu":
-        asked.config = asked.config.replace(num_workers=0)
     over_time = measure_predictions(
         asked.model,
         asked.device,
@@ -246,8 +244,7 @@ def main(arguments=None):
         args.batch_size,
         deterministic=asked.deterministic,
     )
-    folder = asked.run.path / "eval"
-    folder.mkdir(exist_ok=True)
+    folder = make_folder(asked.run.path / "eval")
     summary = summarise(over_time)
     write_json(folder / "last_val_image_metrics.json", summary)
     curves = {name: values.means() for name, values in over_time.items()}

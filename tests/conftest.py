@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.balls import make_data, make_run
 from tests.pretrained_weights import write_weight_files
 
 
@@ -11,3 +12,15 @@ def torch_home(tmp_path_factory):
     home = tmp_path_factory.mktemp("torch_home")
     write_weight_files(home)
     return home
+
+
+@pytest.fixture(scope="session")
+def balls_data(tmp_path_factory):
+    """The folder of a small balls data set (`tests.balls.make_data`)."""
+    return make_data(tmp_path_factory.mktemp("balls"))
+
+
+@pytest.fixture
+def run(tmp_path, balls_data):
+    """A run directory of a DDLP with random weights on it."""
+    return make_run(tmp_path, balls_data)

@@ -9,7 +9,7 @@ from PIL import Image
 
 import train_ddlp
 from models import ObjectDynamicsDLP
-from tests.balls import make_data, run_in, write_config
+from tests.balls import run_in, write_config
 from tests.test_training import assert_same_run, train
 from utils import checkpoints
 from utils.config import Config
@@ -18,21 +18,16 @@ from utils.run import Run
 from utils.training import Trainer, make_accelerator
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("balls"))
-
-
 def the_run(folder):
     (path,) = folder.glob("*_balls_ddlp*")
     return path
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, data):
+def trained(tmp_path_factory, balls_data):
     """Two epochs of four iterations, the first without the dynamics."""
     folder = tmp_path_factory.mktemp("trained")
-    write_config(folder, data, start_dyn_epoch=1, warmup_epoch=0)
+    write_config(folder, balls_data, start_dyn_epoch=1, warmup_epoch=0)
     run_in(folder, train_ddlp.main, "-d", "small.json")
     return the_run(folder)
 
@@ -54,7 +49,7 @@ def test_the_run_directory_holds_what_training_promises(trained):
     assert run.kind == "ddlp" and isinstance(run.load_model(), ObjectDynamicsDLP)
 
 
-def test_an_animation_is_the_validation_episode_beside_its_prediction(trained, data):
+def test_an_animation_is_the_validation_episode_beside_its_prediction(trained, balls_data):
     run = Run.open(trained)
     frames = iio.imread(trained / "figures" / "e1_traj_anim_0.gif")
     with Image.open(trained / "figures" / "e1_traj_anim_0.gif") as gif:
@@ -69,15 +64,15 @@ def test_without_the_dynamics_only_the_images_are_learned(trained):
     assert "ssim_std" not in static and dynamic["ssim_std"] > 0  # image metrics from epoch 1 on
 
 
-def trainer_for(folder, data, **changes):
-    config = Config.load(str(write_config(folder, data, **changes)))
+def trainer_for(folder, balls_data, **changes):
+    config = Config.load(str(write_config(folder, balls_data, **changes)))
     accelerator = make_accelerator("cpu")
     return Trainer(train_ddlp.DDLPTask(config, accelerator), config, accelerator, "resume")
 
 
 @pytest.mark.parametrize("start_dyn_epoch", [0, 1])
-def test_the_dynamics_learn_from_their_epoch_on(start_dyn_epoch, data, tmp_path):
-    trainer = trainer_for(tmp_path, data, start_dyn_epoch=start_dyn_epoch, num_epochs=1, warmup_epoch=0)
+def test_the_dynamics_learn_from_their_epoch_on(start_dyn_epoch, balls_data, tmp_path):
+    trainer = trainer_for(tmp_path, balls_data, start_dyn_epoch=start_dyn_epoch, num_epochs=1, warmup_epoch=0)
     before = {name: value.clone() for name, value in trainer.bare_model.state_dict().items()}
     batch = next(iter(trainer.loader))
     trainer.progress.iteration = 10**6
@@ -91,10 +86,10 @@ def test_the_dynamics_learn_from_their_epoch_on(start_dyn_epoch, data, tmp_path)
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("fg_module"))
 
 
-def test_a_step_minimises_the_elbo_of_the_configuration(data, tmp_path, monkeypatch):
+def test_a_step_minimises_the_elbo_of_the_configuration(balls_data, tmp_path, monkeypatch):
     """The loss is `calc_elbo`'s with every weight of the configuration and the iteration's discount."""
     weights = {"beta_kl": 0.3, "beta_rec": 2.0, "beta_dyn": 0.7, "beta_dyn_rec": 0.4, "kl_balance": 0.01}
-    trainer = trainer_for(tmp_path, data, warmup_epoch=0, discount_iterations=9, num_epochs=3, **weights)
+    trainer = trainer_for(tmp_path, balls_data, warmup_epoch=0, discount_iterations=9, num_epochs=3, **weights)
     trainer.progress.epoch, trainer.progress.iteration = 2, 4  # past the noisy epoch
     batch, model = next(iter(trainer.loader)), trainer.model.eval()
     torch.manual_seed(5)
@@ -108,18 +103,18 @@ def test_a_step_minimises_the_elbo_of_the_configuration(data, tmp_path, monkeypa
     torch.testing.assert_close(loss, expected["loss"])
 
 
-def test_a_resumed_run_equals_one_never_stopped(trained, data, tmp_path):
+def test_a_resumed_run_equals_one_never_stopped(trained, balls_data, tmp_path):
     """One epoch, then the second with --resume: every bit as in one go."""
-    write_config(tmp_path, data, start_dyn_epoch=1, warmup_epoch=0)
+    write_config(tmp_path, balls_data, start_dyn_epoch=1, warmup_epoch=0)
     run_in(tmp_path, train_ddlp.main, "-d", "small.json", "--num_epochs", 1)
     run = the_run(tmp_path)
     run_in(tmp_path, train_ddlp.main, "--resume", run, "--num_epochs", 2)
     assert_same_run(run, trained)
 
 
-def test_best_weights_by_lpips_are_kept(data, tmp_path, torch_home, monkeypatch):
+def test_best_weights_by_lpips_are_kept(balls_data, tmp_path, torch_home, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(torch_home))
-    write_config(tmp_path, data, metrics=["lpips"])
+    write_config(tmp_path, balls_data, metrics=["lpips"])
     run_in(tmp_path, train_ddlp.main, "-d", "small.json")
     run = Run.open(the_run(tmp_path))
     assert run.find_weights() == run.weights_path("_best_lpips")
@@ -144,8 +139,8 @@ def test_missing_data_names_the_command_that_makes_it(tmp_path):
         ({"animation_horizon": 20}, "20 frames are more than the 14 of an episode"),
     ],
 )
-def test_a_configuration_that_does_not_fit_the_videos_is_refused_at_once(changes, message, data, tmp_path):
-    write_config(tmp_path, data, **changes)
+def test_a_configuration_that_does_not_fit_the_videos_is_refused_at_once(changes, message, balls_data, tmp_path):
+    write_config(tmp_path, balls_data, **changes)
     with pytest.raises(UserError, match=message):
         run_in(tmp_path, train_ddlp.main, "-d", "small.json")
     assert not list(tmp_path.glob("*_balls_ddlp*"))

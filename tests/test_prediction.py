@@ -19,7 +19,7 @@ from datasets import get_dataset
 from eval import eval_gen_metrics
 from eval.eval_gen_metrics import OverTime, eval_ddlp_im_metric, measure_predictions
 from eval.eval_model import animate_trajectory_ddlp, evaluate_validation_elbo_dyn
-from tests.balls import NUM_FRAMES, ROOT, make_data, make_run, run_in
+from tests.balls import NUM_FRAMES, ROOT, run_in
 from utils.animation import ground_truth_panel, prediction_panel, side_by_side
 from utils.errors import UserError
 from utils.prediction import data_config
@@ -28,19 +28,9 @@ from utils.run import Run
 HORIZON, COND = 9, 4
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("balls"))
-
-
-@pytest.fixture
-def run(tmp_path, data):
-    return make_run(tmp_path, data)
-
-
-def videos(data, mode="test"):
+def videos(balls_data, mode="test"):
     """Images [N, T, 3, H, W] and positions [N, T, n, 2], read independently of the loader."""
-    with h5py.File(f"{data}/{mode}.hdf5") as file:
+    with h5py.File(f"{balls_data}/{mode}.hdf5") as file:
         return torch.from_numpy(file["imgs"][:]).permute(0, 1, 4, 2, 3).float() / 255, file["positions"][:]
 
 
@@ -51,12 +41,12 @@ def predict(run, x, horizon=HORIZON, cond=COND):
 # ------------------------------------------------------------------------------------------------------ generation
 
 
-def test_the_animations_are_the_test_episodes_beside_their_predictions(run, data, capsys):
+def test_the_animations_are_the_test_episodes_beside_their_predictions(run, balls_data, capsys):
     run_in(run.path, generation.main, "-d", "balls", "-p", run.path, "-n", 2, "-c", COND, "--horizon", HORIZON)
     paths = sorted((run.path / "animations").iterdir())
     assert [path.name for path in paths] == ["e0_traj_anim_0.gif", "e0_traj_anim_1.gif"]
     assert capsys.readouterr().out.split() == [str(path) for path in paths]
-    x = videos(data)[0]
+    x = videos(balls_data)[0]
     prediction = predict(run, x)[0]
     for i, path in enumerate(paths):
         panels = [ground_truth_panel(x[i, :HORIZON]), prediction_panel(prediction[i], COND)]
@@ -68,10 +58,10 @@ def test_the_animations_are_the_test_episodes_beside_their_predictions(run, data
             assert gif.info["duration"] == 60  # milliseconds, from animation_fps 0.06
 
 
-def test_minus_one_conditions_on_the_models_window(run, data):
+def test_minus_one_conditions_on_the_models_window(run, balls_data):
     run_in(run.path, generation.main, "-p", run.path, "-n", 1, "-c", -1)  # T is 3, animation_horizon 6
     written = iio.imread(run.path / "animations" / "e0_traj_anim_0.gif").astype(float)
-    x = videos(data)[0][:1]
+    x = videos(balls_data)[0][:1]
     panels = [ground_truth_panel(x[0, :6]), prediction_panel(predict(run, x, 6, 3)[0][0], 3)]
     assert np.abs(written - side_by_side(panels)).mean() < 2
 
@@ -95,11 +85,12 @@ def test_samples_differ_by_the_seed_alone(run):
     assert np.abs(one[:COND].astype(float) - other[:COND]).mean() < 2  # what is seen is no sample
 
 
-def test_use_train_shows_windows_from_all_over_the_training_set(run, data):
+def test_use_train_shows_windows_from_all_over_the_training_set(run, balls_data):
     run_in(run.path, generation.main, "-p", run.path, "-n", 4, "-c", COND, "--horizon", HORIZON, "--use_train")
-    x = videos(data, "train")[0]
+    x = videos(balls_data, "train")[0]
     windows = [(episode, first) for episode in range(3) for first in range(NUM_FRAMES - HORIZON + 1)]
-    for i, (episode, first) in enumerate([windows[0], windows[4], windows[9], windows[13]]):
+    # The configuration uses the first 16 of them.
+    for i, (episode, first) in enumerate(windows[0:16:4]):
         clip = x[episode, first : first + HORIZON]
         written = iio.imread(run.path / "animations" / f"e0_traj_anim_{i}.gif").astype(float)
         left = side_by_side([ground_truth_panel(clip)])
@@ -111,7 +102,7 @@ def test_more_videos_than_there_are_are_all(run):
     assert len(list((run.path / "animations").iterdir())) == 5
 
 
-def test_the_functions_of_the_release_animate_the_validation_set(run, data, tmp_path):
+def test_the_functions_of_the_release_animate_the_validation_set(run, balls_data, tmp_path):
     model = run.load_model()
     config = run.config.to_dict()
     torch.manual_seed(0)
@@ -119,7 +110,7 @@ def test_the_functions_of_the_release_animate_the_validation_set(run, data, tmp_
         model, config, 4, fig_dir=tmp_path, timestep_horizon=7, num_trajetories=1, prefix="x"
     )
     assert paths == [tmp_path / "xe4_traj_anim_0.gif"]
-    x = videos(data, "val")[0][:1]
+    x = videos(balls_data, "val")[0][:1]
     panels = [ground_truth_panel(x[0, :7]), prediction_panel(predict(run, x, 7, 3)[0][0], 3)]
     assert np.abs(iio.imread(paths[0]).astype(float) - side_by_side(panels)).mean() < 2
 
@@ -127,7 +118,7 @@ def test_the_functions_of_the_release_animate_the_validation_set(run, data, tmp_
 # ---------------------------------------------------------------------------------------------------------- the ELBO
 
 
-def test_validation_elbo_is_the_mean_over_the_episodes_first_frames(run, data, tmp_path):
+def test_validation_elbo_is_the_mean_over_the_episodes_first_frames(run, balls_data, tmp_path):
     model = run.load_model()
     options = {
         "recon_loss_type": "mse",
@@ -140,7 +131,7 @@ def test_validation_elbo_is_the_mean_over_the_episodes_first_frames(run, data, t
     value = evaluate_validation_elbo_dyn(
         model, run.config, 2, batch_size=2, save_image=True, fig_dir=tmp_path, timestep_horizon=3, **options
     )
-    x = videos(data, "val")[0][:3, :4]  # val_size 3, T + 1 frames
+    x = videos(balls_data, "val")[0][:3, :4]  # val_size 3, T + 1 frames
     with torch.no_grad():
         losses = [
             model.calc_elbo(
@@ -169,7 +160,7 @@ def plain_metrics(x, prediction):
     return psnr.view(len(x), -1), ssim.view(len(x), -1)
 
 
-def test_metrics_are_means_over_the_predicted_frames_of_the_test_set(run, data, capsys):
+def test_metrics_are_means_over_the_predicted_frames_of_the_test_set(run, balls_data, capsys):
     run_in(
         run.path,
         eval_gen_metrics.main,
@@ -188,7 +179,7 @@ def test_metrics_are_means_over_the_predicted_frames_of_the_test_set(run, data, 
         "psnr",
         "position",
     )
-    x, positions = videos(data)
+    x, positions = videos(balls_data)
     prediction, latents = predict(run, x)
     psnr, ssim = plain_metrics(x, prediction)
     written = json.loads((run.path / "eval" / "last_val_image_metrics.json").read_text())
@@ -231,12 +222,12 @@ def plain_tracking(points, visible, truth, radius):
     return np.stack(errors), np.stack(tracked).astype(float)
 
 
-def test_the_function_of_the_release_returns_and_writes_the_means(run, data, tmp_path, capsys):
+def test_the_function_of_the_release_returns_and_writes_the_means(run, balls_data, tmp_path, capsys):
     model = run.load_model()
     values = eval_ddlp_im_metric(
         model, torch.device("cpu"), run.config.to_dict(), HORIZON, "val", tmp_path, COND, ("psnr",), 2, verbose=True
     )
-    x = videos(data, "val")[0][:3]
+    x = videos(balls_data, "val")[0][:3]
     psnr = plain_metrics(x, predict(run, x)[0])[0]
     assert values["psnr"] == pytest.approx(psnr.mean().item(), rel=1e-3)
     assert json.loads((tmp_path / "last_val_image_metrics.json").read_text()) == values
@@ -265,12 +256,12 @@ def test_sampled_predictions_are_measured_as_such(run):
     assert one != psnr()
 
 
-def test_of_the_training_set_windows_from_all_over_it_are_measured(run, data, monkeypatch):
+def test_of_the_training_set_windows_from_all_over_it_are_measured(run, balls_data, monkeypatch):
     monkeypatch.setattr(eval_gen_metrics, "TRAIN_WINDOWS", 4)
     over_time = measure_predictions(
         run.load_model(), "cpu", run.config.replace(train_size=None), HORIZON, "train", COND, ("psnr",)
     )
-    x = videos(data, "train")[0]
+    x = videos(balls_data, "train")[0]
     windows = [(episode, first) for episode in range(3) for first in range(NUM_FRAMES - HORIZON + 1)]
     x = torch.stack([x[e, f : f + HORIZON] for e, f in (windows[0], windows[4], windows[9], windows[13])])
     psnr = plain_metrics(x, predict(run, x)[0])[0]
@@ -296,7 +287,7 @@ def test_lpips_without_its_weights_says_how_to_go_on(run, tmp_path, monkeypatch)
 # ---------------------------------------------------------------------------------- runs, data sets and mistakes
 
 
-def test_a_released_folder_predicts(run, data, tmp_path):
+def test_a_released_folder_predicts(run, balls_data, tmp_path):
     """hparams.json with the author's paths and without our keys, beside a file of weights without our mark."""
     folder = tmp_path / "checkpoints" / "ddlp-balls"
     folder.mkdir(parents=True)
@@ -304,7 +295,7 @@ def test_a_released_folder_predicts(run, data, tmp_path):
     (folder / "hparams.json").write_text(json.dumps({**hparams, "root": "/mnt/data/author/balls"}))
     weights = torch.load(run.weights_path())
     torch.save({k: v for k, v in weights.items() if "depth_logvar" not in k}, folder / "balls_ddlp.pth")
-    arguments = ("-p", folder, "-n", 1, "-c", COND, "--horizon", HORIZON, "--root", data, "--cpu")
+    arguments = ("-p", folder, "-n", 1, "-c", COND, "--horizon", HORIZON, "--root", balls_data, "--cpu")
     run_in(tmp_path, generation.main, "-d", "balls", *arguments)
     assert (folder / "animations" / "e0_traj_anim_0.gif").is_file()
     assert Run.open(folder).load_model().dyn_module.depth_logvar_from_mean
@@ -322,15 +313,15 @@ OURS = (
 )
 
 
-def test_where_the_data_set_is_looked_for(run, data, tmp_path, monkeypatch):
+def test_where_the_data_set_is_looked_for(run, balls_data, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert data_config(run).root == data
+    assert data_config(run).root == balls_data
     assert data_config(run, root="elsewhere").root == "elsewhere"
     gone = Run(run.path, run.config.replace(root="/gone"), "ddlp")
     assert data_config(gone).root == "./data/balls"  # as in configs/balls.json
     other = tmp_path / "other.json"
     other.write_text(json.dumps({**run.config.to_dict(), "root": "mine", "ds": "balls"}))
-    assert data_config(run, str(other)).root == data
+    assert data_config(run, str(other)).root == balls_data
     assert data_config(gone, str(other)).root == "mine"
     other.write_text(json.dumps({**run.config.to_dict(), "root": "mine", "ds": "others"}))
     assert (data_config(run, str(other)).ds, data_config(run, str(other)).root) == ("others", "mine")

@@ -10,24 +10,15 @@ from PIL import Image
 
 import what_if as command
 from modules.particles import Particles
-from tests.balls import make_data, make_run, run_in
+from tests.balls import run_in
 from tests.test_prediction import COND, HORIZON, predict, videos
+from utils import checkpoints
 from utils.animation import Panel, ground_truth_panel, prediction_panel, side_by_side
 from utils.errors import UserError
 from utils.plotting import enlarge, particle_colors
 from what_if import Edit, parse_edit, what_if
 
 K = 4
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("balls"))
-
-
-@pytest.fixture
-def run(tmp_path, data):
-    return make_run(tmp_path, data)
 
 
 def particles(frames=3):
@@ -83,8 +74,8 @@ def test_several_particles_are_edited_together():
     )
 
 
-def test_edits_act_before_the_roll_out_and_leave_the_other_prediction_alone(run, data):
-    model, video = run.load_model(), videos(data)[0][0]
+def test_edits_act_before_the_roll_out_and_leave_the_other_prediction_alone(run, balls_data):
+    model, video = run.load_model(), videos(balls_data)[0][0]
     edits = [Edit("move", (2,), (0.1, -0.2)), Edit("scale", (1,), (1.3,))]
     compared = what_if(model, video, edits, HORIZON, COND)
     plain, latents = predict(run, video[None])
@@ -107,22 +98,22 @@ def test_edits_act_before_the_roll_out_and_leave_the_other_prediction_alone(run,
 
 
 @pytest.mark.parametrize(("edit", "value"), [(Edit("remove", (1,)), 0.0), (Edit("transparency", (1,), (0.3,)), 0.3)])
-def test_transparency_stays_as_set_through_the_prediction(edit, value, run, data):
-    model, video = run.load_model(), videos(data)[0][0]
+def test_transparency_stays_as_set_through_the_prediction(edit, value, run, balls_data):
+    model, video = run.load_model(), videos(balls_data)[0][0]
     compared = what_if(model, video, [edit], HORIZON, COND)
     assert (compared.altered_particles.obj_on[:, 1] == value).all()
     assert (compared.altered_particles.obj_on[:, [0, 2, 3]] > 0).all()
     assert not (compared.particles.obj_on[:, 1] == value).any()
 
 
-def test_a_removed_particle_is_not_drawn(run, data):
-    model, video = run.load_model(), videos(data)[0][0]
+def test_a_removed_particle_is_not_drawn(run, balls_data):
+    model, video = run.load_model(), videos(balls_data)[0][0]
     compared = what_if(model, video, [Edit("remove", tuple(range(K)))], HORIZON, COND)
     torch.testing.assert_close(compared.altered_video, model.bg_module.decode(compared.altered_particles.z_bg))
 
 
-def test_both_sampled_predictions_are_made_of_the_same_draws(run, data):
-    model, video = run.load_model(), videos(data)[0][0]
+def test_both_sampled_predictions_are_made_of_the_same_draws(run, balls_data):
+    model, video = run.load_model(), videos(balls_data)[0][0]
     torch.manual_seed(3)
     unedited = what_if(model, video, [], HORIZON, COND, deterministic=False)
     assert torch.equal(unedited.video, unedited.altered_video)
@@ -132,9 +123,9 @@ def test_both_sampled_predictions_are_made_of_the_same_draws(run, data):
 @pytest.mark.parametrize(
     ("kind", "text", "message"),
     [
-        ("move", "2:0.1", "--move 2:0.1: move has 1 values; legal: 2 DY,DX"),
+        ("move", "2:0.1", "--move 2:0.1: move has 1 values; legal: 2 DY, DX"),
         ("move", "a:0.1,0.2", "--move a:0.1,0.2: not numbers; legal: --move K:DY,DX"),
-        ("move", "2", "--move 2: move has 0 values; legal: 2 DY,DX"),
+        ("move", "2", "--move 2: move has 0 values; legal: 2 DY, DX"),
         ("remove", "2:1", "--remove 2:1: remove has 1 values; legal: 0"),
         ("remove", "", "--remove : not numbers; legal: --remove K"),
         ("scale", "1:0", "--scale 1:0: scale is 0; legal: above 0"),
@@ -149,8 +140,8 @@ def test_an_edit_that_makes_no_sense_is_refused(kind, text, message):
         parse_edit(kind, text)
 
 
-def test_python_calls_are_checked_too(run, data):
-    model, video = run.load_model(), videos(data)[0][0]
+def test_python_calls_are_checked_too(run, balls_data):
+    model, video = run.load_model(), videos(balls_data)[0][0]
     with pytest.raises(UserError, match="unknown edit jump; legal: move, place"):
         Edit("jump", (1,))
     with pytest.raises(UserError, match="move: there is no particle 4; legal: 0 to 3"):
@@ -170,11 +161,21 @@ def ask(run, *arguments):
     run_in(run.path, command.main, "-p", run.path, "-c", COND, "--horizon", HORIZON, *arguments)
 
 
-def test_without_edits_the_particles_are_numbered(run, data, capsys):
+def keep_within_the_image(run):
+    """Weights with which the particles stay where they are proposed."""
+    weights = checkpoints.load(run.weights_path())
+    for name, value in weights.items():
+        if "particle_attribute_enc" in name and ("x_head" in name or "y_head" in name):
+            value.zero_()
+    checkpoints.save(weights, run.weights_path())
+
+
+def test_without_edits_the_particles_are_numbered(run, balls_data, capsys):
+    keep_within_the_image(run)
     ask(run, "--episode", 3)
     image = torch.from_numpy(iio.imread(run.path / "what_if" / "episode_3_particles.png")).permute(2, 0, 1) / 255
     assert image.shape == (3, 256, 256)
-    video = videos(data)[0][3]
+    video = videos(balls_data)[0][3]
     tracked = run.load_model().track(video[None, :COND])
     z, visible = tracked.z[0, -1], tracked.obj_on[0, -1] > 0.5
     assert visible.any()
@@ -193,11 +194,11 @@ def test_without_edits_the_particles_are_numbered(run, data, capsys):
         assert numbers == pytest.approx([k, *z[k].tolist(), *sides, tracked.obj_on[0, -1, k].item()], abs=0.006)
 
 
-def test_edits_write_truth_prediction_and_altered_prediction(run, data, capsys):
+def test_edits_write_truth_prediction_and_altered_prediction(run, balls_data, capsys):
     ask(run, "--episode", 1, "--move", "2:+0.1,-0.2", "--remove", "0", "--scale", "1:1.3")
     path = run.path / "what_if" / "episode_1.gif"
     assert capsys.readouterr().out.strip() == str(path)
-    video = videos(data)[0][1]
+    video = videos(balls_data)[0][1]
     edits = [Edit("move", (2,), (0.1, -0.2)), Edit("remove", (0,)), Edit("scale", (1,), (1.3,))]
     compared = what_if(run.load_model(), video, edits, HORIZON, COND)
     panels = [

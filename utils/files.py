@@ -27,3 +27,13 @@ def replacing(path):
     finally:
         if os.path.exists(temporary):
             temporary.unlink()
+
+
+def make_folder(path):
+    """The folder at `path`, made with its parents where it is missing; `UserError` where that cannot be."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: the folder cannot be made: {error.strerror or error}") from error
+    return path

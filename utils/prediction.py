@@ -51,6 +51,8 @@ def open_prediction(args, horizon=None):
     """The `Prediction` that the arguments name. horizon: the default (None: the run's animation_horizon)."""
     if args.cond_steps != -1 and args.cond_steps < 1:
         raise UserError(f"-c/--cond_steps is {args.cond_steps}; legal: at least 1, or -1 for the model's T")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed is {args.seed}; legal: from 0 to 2^32 - 1")
     run = Run.open(args.path)
     if run.kind != "ddlp":
         raise UserError(f"{run.path} is a run of kind {run.kind}; videos are predicted by one of kind ddlp")
@@ -58,7 +60,10 @@ def open_prediction(args, horizon=None):
         run.config = run.config.replace("--prefix", run_prefix=args.prefix)
     device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
     cond_steps = run.config.timestep_horizon if args.cond_steps == -1 else args.cond_steps
-    horizon = args.horizon or horizon or run.config.animation_horizon
+    if args.horizon is not None:
+        horizon = args.horizon
+    elif horizon is None:
+        horizon = run.config.animation_horizon
     if horizon <= cond_steps:
         raise UserError(f"--horizon is {horizon} frames in all; legal: above the {cond_steps} frames that are seen")
     config = data_config(run, args.dataset, args.root)
