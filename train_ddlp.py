@@ -33,6 +33,9 @@ class DDLPTask(ParticleTask):
         config, x = self.config, batch[0]
         stage = training_stage(progress.epoch, config.warmup_epoch)
         with_dynamics = progress.epoch >= config.start_dyn_epoch
+        bare = self.accelerator.unwrap_model(model)
+        learns_all = config.dyn_only_epoch is None or progress.epoch < config.dyn_only_epoch
+        bare.set_require_grad(prior_value=learns_all, enc_value=learns_all, dec_value=learns_all)
         output = model(
             x,
             forward_dyn=with_dynamics,
@@ -40,7 +43,6 @@ class DDLPTask(ParticleTask):
             num_static_frames=config.num_static_frames,
             **stage,
         )
-        bare = self.accelerator.unwrap_model(model)
         if with_dynamics:
             options = {
                 "beta_dyn": config.beta_dyn,

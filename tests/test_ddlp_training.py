@@ -86,6 +86,20 @@ def test_the_dynamics_learn_from_their_epoch_on(start_dyn_epoch, balls_data, tmp
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("fg_module"))
 
 
+@pytest.mark.parametrize(("epoch", "learning"), [(1, {"fg_module", "bg_module", "dyn_module"}), (2, {"dyn_module"})])
+def test_from_its_epoch_on_the_dynamics_learn_alone(epoch, learning, balls_data, tmp_path):
+    trainer = trainer_for(tmp_path, balls_data, dyn_only_epoch=2, num_epochs=4, warmup_epoch=0)
+    batch = next(iter(trainer.loader))
+    trainer.progress.iteration = 10**6
+    for trainer.progress.epoch in (2, epoch):  # also back from there, as when an earlier state is resumed
+        trainer.optimizer.zero_grad(set_to_none=True)
+        losses = trainer.task.losses(trainer.model, batch, trainer.progress)
+        losses["loss"].backward()
+    found = {name.split(".")[0] for name, p in trainer.bare_model.named_parameters() if p.grad is not None}
+    assert found == learning
+    assert losses["loss_rec"] > 0 and losses["kl_dyn"] > 0
+
+
 def test_a_step_minimises_the_elbo_of_the_configuration(balls_data, tmp_path, monkeypatch):
     """The loss is `calc_elbo`'s with every weight of the configuration and the iteration's discount."""
     weights = {"beta_kl": 0.3, "beta_rec": 2.0, "beta_dyn": 0.7, "beta_dyn_rec": 0.4, "kl_balance": 0.01}

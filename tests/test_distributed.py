@@ -75,7 +75,7 @@ def test_two_processes_train_one_model_in_one_run_directory(tmp_path):
 
 
 def test_two_processes_train_and_measure_one_ddlp(tmp_path):
-    write_config(tmp_path, make_data(tmp_path / "data"), eval_epoch_freq=2, val_size=None)
+    write_config(tmp_path, make_data(tmp_path / "data"), eval_epoch_freq=2, val_size=None, dyn_only_epoch=1)
     run = launch(tmp_path, "train_ddlp")
     records = assert_one_model(tmp_path, run)
     assert [record["iteration"] for record in records] == [2, 4]  # 16 clips, 2 processes of 4 clips

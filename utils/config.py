@@ -151,6 +151,9 @@ class Config:
     discount_iterations: int = key(
         10_000, "iterations (a whole epoch, if that has more) over which the dynamics' weights rise", at_least(1)
     )
+    dyn_only_epoch: int | None = key(
+        None, "epoch from which the dynamics alone are trained, which takes less time; null: never", at_least(1)
+    )
     seed: int = key(0, "seed of the random numbers", SEED)
     num_workers: int = key(2, "processes that load data", at_least(0))
     metrics: tuple[str, ...] = key(METRICS, "the image metrics to measure", METRIC_LIST)
@@ -297,6 +300,9 @@ def _check_run(config):
         raise _illegal("n_kp_enc", config.n_kp_enc, legal)
     if config.load_model and config.pretrained_path is None:
         raise _illegal("pretrained_path", None, "the path of a file of weights, as load_model is true")
+    if config.dyn_only_epoch is not None and config.dyn_only_epoch < config.start_dyn_epoch:
+        legal = f"at least start_dyn_epoch {config.start_dyn_epoch}, or null"
+        raise _illegal("dyn_only_epoch", config.dyn_only_epoch, legal)
     if config.animation_horizon <= config.cond_steps:
         raise _illegal("animation_horizon", config.animation_horizon, f"above cond_steps {config.cond_steps}")
     if config.train_size is not None and config.train_size < config.batch_size:
