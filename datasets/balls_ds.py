@@ -10,13 +10,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
+from datasets.episodes import EpisodeVideos
+from datasets.frame_sources import FrameSource
 from utils.errors import UserError
 
 DEFAULT_ROOT = "./data/balls"
 
-_FILES = {"train": "train.hdf5", "val": "val.hdf5", "valid": "val.hdf5", "test": "test.hdf5"}
 # The further entries of an item, as torch has them.
 _ANNOTATIONS = {"positions": np.float32, "sizes": np.float32, "ids": np.int64, "in_camera": np.int64}
 
@@ -30,64 +30,41 @@ def to_normalized(positions, image_size):
     return 2 * (positions - 0.5) / (image_size - 1) - 1
 
 
-class BallsVideos(Dataset):
-    """Videos: in train every window of `sample_length` frames of every episode, otherwise whole episodes.
+class _Episodes(FrameSource):
+    """The episodes of one file.
 
-    `root`: folder of train.hdf5, val.hdf5 and test.hdf5, None for ./data/balls. `mode`: "train", "val" (or "valid") or
-    "test". `image_size`: side of the frames in pixels, which must be the file's. `sample_length`: frames of a window.
-
-    An item is the tuple of
-
-    - the video: float32 [T, 3, H, W] in 0..1;
-    - the balls' positions: float32 [T, n, 2], (row, column) in pixels (see `to_normalized`);
-    - their sizes: float32 [T, n], the radius in pixels;
-    - their ids: int64 [T, n], from 1, and 0 for a ball out of view;
-    - in_camera: int64 [T, n], 1 where the ball is in view;
-
-    empty where the file has no such array. Arrays that lie in the file as they are (contiguous) are mapped into memory
-    and shared by all workers and processes; others are read through h5py, opened once per process.
-
-    Raises UserError for an illegal argument, and a file that is missing, damaged or not of this format.
+    Arrays that lie in the file as they are (contiguous) are mapped into memory and shared by all workers and processes;
+    others are read through h5py, opened once per process.
     """
 
-    def __init__(self, root, mode="train", image_size=64, sample_length=10):
-        if mode not in _FILES:
-            raise UserError(f"mode: {mode!r} is unknown; legal are train, val (or valid) and test")
-        self._root = os.fspath(DEFAULT_ROOT if root is None else root)
-        self._path = Path(self._root) / _FILES[mode]
-        self._image_size = _at_least_1("image_size", image_size)
-        self._length = _at_least_1("sample_length", sample_length)
+    threads = 1  # h5py lets only one work at a time
+
+    def __init__(self, root, split, image_size):
+        self._root, self.folder = os.fspath(root), Path(root)
+        self._path = self.folder / f"{split}.hdf5"
+        self.name, self.place, self.image_size = f"balls_{split}", str(self._path), image_size
         self._open()
-        if self._length > self._num_frames:
-            raise UserError(
-                f"sample_length: {sample_length} frames are more than the {self._num_frames} of an episode of"
-                f" {self._path}"
-            )
-        if not self._has_windows(mode):
-            self._length = self._num_frames
+        self.lengths = [self._num_frames] * self._num_episodes
+        self.is_mapped = "imgs" in self._mapped
 
-    @staticmethod
-    def _has_windows(mode):
-        return mode == "train"
+    def read(self, episode, start, stop):
+        """See `FrameSource`."""
+        try:
+            return self._array("imgs")[episode, start:stop]
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self._path}: episode {episode} cannot be read: {reason}") from error
 
-    def __len__(self):
-        return self._num_episodes * self._items_per_episode
+    def files(self):
+        """See `FrameSource`."""
+        yield self._path.name
 
-    @property
-    def _items_per_episode(self):
-        return self._num_frames - self._length + 1
-
-    def __getitem__(self, index):
-        """The tuple (video, positions, sizes, ids, in_camera), see the class."""
-        episode, first = divmod(range(len(self))[index], self._items_per_episode)
-        frames = slice(first, first + self._length)
-        video = torch.from_numpy(self._array("imgs")[episode, frames].transpose(0, 3, 1, 2).copy()).float() / 255
-        return video, *(self._annotation(name, episode, frames) for name in _ANNOTATIONS)
-
-    def _annotation(self, name, episode, frames):
+    def annotation(self, name, episode, start, stop):
+        """The array `name` at the frames start to stop - 1, of the type that items have; empty where the file has
+        none."""
         if name not in self._names:
             return torch.empty(0)
-        return torch.from_numpy(self._array(name)[episode, frames].astype(_ANNOTATIONS[name]))
+        return torch.from_numpy(self._array(name)[episode, start:stop].astype(_ANNOTATIONS[name]))
 
     def __getstate__(self):
         # A pickled memory map is a copy of its content; a spawned worker opens the file itself.
@@ -127,11 +104,11 @@ class BallsVideos(Dataset):
         shape = images.shape or ()
         if images.dtype != np.uint8 or len(shape) != 5 or 0 in shape or shape[2] != shape[3] or shape[4] != 3:
             raise UserError(f"{self._path}: imgs is {images.dtype} {list(shape)}; legal: {legal}")
-        if shape[2] != self._image_size:
+        if shape[2] != self.image_size:
             raise UserError(
-                f"image_size: {self._image_size} is not the size of the frames of {self._path}, {shape[2]}; legal:"
+                f"image_size: {self.image_size} is not the size of the frames of {self._path}, {shape[2]}; legal:"
                 f" image_size {shape[2]}, or other files: python datasets/balls_preparation.py"
-                f" --out FOLDER --image_size {self._image_size}"
+                f" --out FOLDER --image_size {self.image_size}"
             )
         return images
 
@@ -158,20 +135,32 @@ class BallsVideos(Dataset):
         return self._file[name]
 
 
-class BallsImages(BallsVideos):
-    """Windows of `sample_length` frames in every mode; a single frame [3, H, W] where `sample_length` is 1.
+class BallsVideos(EpisodeVideos):
+    """The videos in train.hdf5, val.hdf5 and test.hdf5; arguments and errors as for `EpisodeVideos`.
 
-    Arguments, items and errors are those of `BallsVideos`; for a single frame no entry of an item has the dimension T.
+    `image_size` must be the file's. An item is the tuple of
+
+    - the video: float32 [T, 3, H, W] in 0..1;
+    - the balls' positions: float32 [T, n, 2], (row, column) in pixels (see `to_normalized`);
+    - their sizes: float32 [T, n], the radius in pixels;
+    - their ids: int64 [T, n], from 1, and 0 for a ball out of view;
+    - in_camera: int64 [T, n], 1 where the ball is in view;
+
+    empty where the file has no such array. Frames that can be mapped from the file need no cache.
     """
 
-    @staticmethod
-    def _has_windows(mode):
-        return True
+    default_root = DEFAULT_ROOT
+    _make_source = _Episodes
 
-    def __getitem__(self, index):
-        """The tuple (images, positions, sizes, ids, in_camera), see the class."""
-        item = super().__getitem__(index)
-        return tuple(entry[0] if len(entry) else entry for entry in item) if self._length == 1 else item
+    def _annotations(self, episode, first, length):
+        return tuple(self._source.annotation(name, episode, first, first + length) for name in _ANNOTATIONS)
+
+
+class BallsImages(BallsVideos):
+    """Windows of `sample_length` frames in every mode; where `sample_length` is 1, a single frame: [3, H, W], and no
+    entry of the item has the dimension T."""
+
+    is_images = True
 
 
 def _is_mappable(dataset):
@@ -180,12 +169,6 @@ def _is_mappable(dataset):
 
 
 def _mapped(dataset, path):
-    array = np.memmap(path, dataset.dtype, "r", dataset.id.get_offset(), dataset.shape)
+    # Copy on write rather than read only: torch warns of arrays that cannot be written to.
+    array = np.memmap(path, dataset.dtype, "c", dataset.id.get_offset(), dataset.shape)
     return array.view(np.ndarray)
-
-
-def _at_least_1(name, value):
-    """`value` as an int; UserError unless it is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise UserError(f"{name}: {value!r} is not legal; it must be a whole number of at least 1")
-    return int(value)

@@ -9,12 +9,11 @@ Image `index` of a mode is drawn with `default_rng(SeedSequence(seed, spawn_key=
 val, 2 for test. It depends on nothing else: not on the number of images, of processes or of workers.
 """
 
-import fcntl
 import os
 import subprocess
 import sys
 import warnings
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from torch.utils.data import Dataset, TensorDataset
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import locked, replacing
 
 DEFAULT_ROOT = "./data/shapes"
 SHAPE_KINDS = ("rectangle", "circle", "triangle", "ellipse")
@@ -223,7 +222,7 @@ class ShapesDataset(Dataset):
 
     def _draw_once(self):
         """Draw the files unless another process does so first."""
-        with _locked(self._images_path.with_suffix(".lock")):
+        with locked(self._images_path.with_suffix(".lock")):
             if not self._images_path.exists():
                 self._draw()
 
@@ -308,11 +307,3 @@ def _whole_number(name, value, lowest):
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < lowest:
         raise UserError(f"{name}: {value!r} is not legal; it must be a whole number of at least {lowest}")
     return int(value)
-
-
-@contextmanager
-def _locked(path):
-    """Hold the lock of the file at `path`, once every other holder has let go; the system frees a killed one's."""
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

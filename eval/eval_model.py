@@ -19,12 +19,14 @@ FIGURE_COLUMNS = 8
 def image_dataset(config, mode):
     """A DLPv2 run's data set: images, or clips of T + 1 frames where the model tracks. mode: "train", "val", "test"."""
     seq_len = config.timestep_horizon + 1 if config.use_tracking else 1
-    return get_image_dataset(config.ds, config.root, mode, config.image_size, seq_len, num_items=_size(config, mode))
+    size = _size(config, mode)
+    return get_image_dataset(config.ds, config.root, mode, config.image_size, seq_len, size, config.cache)
 
 
 def video_dataset(config, mode, num_frames):
     """A DDLP run's data set: in mode "train" windows of `num_frames` frames, in "val" and "test" whole episodes."""
-    return get_video_dataset(config.ds, config.root, num_frames, mode, config.image_size, _size(config, mode))
+    size = _size(config, mode)
+    return get_video_dataset(config.ds, config.root, num_frames, mode, config.image_size, size, config.cache)
 
 
 def _size(config, mode):

@@ -614,7 +614,7 @@ def test_prepared_files_are_mapped_and_a_file_is_opened_once(tmp_path, monkeypat
         h5py, "File", lambda path, *args, **options: opened.append(path) or open_file(path, *args, **options)
     )
     mapped = BallsVideos(tmp_path / "balls", "train", 16, 3)
-    read = BallsVideos(tmp_path / "gzip", "train", 6, 3)
+    read = BallsVideos(tmp_path / "gzip", "train", 6, 3, cache=False)
     assert len(opened) == 2
     for dataset, expected in ((mapped, 2), (read, 3)):
         assert len([dataset[index] for index in range(8)]) == 8
@@ -624,7 +624,7 @@ def test_prepared_files_are_mapped_and_a_file_is_opened_once(tmp_path, monkeypat
 @pytest.mark.parametrize("storage", ["contiguous", "gzip"])
 def test_pickled(tmp_path, storage):
     root = random_files(tmp_path, storage)
-    dataset = BallsVideos(root, "train", 6, 3)
+    dataset = BallsVideos(root, "train", 6, 3, cache=False)
     before = dataset[7]
     pickled = pickle.dumps(dataset)
     assert len(pickled) < 2_000
@@ -634,7 +634,7 @@ def test_pickled(tmp_path, storage):
 @pytest.mark.parametrize(("storage", "start"), [("contiguous", "fork"), ("gzip", "fork"), ("gzip", "spawn")])
 def test_items_through_workers(tmp_path, storage, start):
     root = random_files(tmp_path, storage)
-    dataset = BallsVideos(root, "train", 6, 3)
+    dataset = BallsVideos(root, "train", 6, 3, cache=False)
     expected = [dataset[index] for index in range(15)]
     workers = 2 if start == "fork" else 1
     loader = DataLoader(dataset, batch_size=5, num_workers=workers, multiprocessing_context=start)

@@ -37,6 +37,7 @@ ADDED = {
     "checkpoint_freq": 500,
     "train_size": None,
     "val_size": None,
+    "cache": True,
 }
 
 

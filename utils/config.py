@@ -160,6 +160,7 @@ class Config:
     checkpoint_freq: int = key(500, "iterations between two saves that training can resume from", at_least(1))
     train_size: int | None = key(None, "items of the training set to use; null: all", at_least(1))
     val_size: int | None = key(None, "items of the validation set to use; null: all", at_least(1))
+    cache: bool = key(True, "keep decoded frames on disk, instead of decoding them for every item")
 
     def __post_init__(self):
         for name in KEYS:

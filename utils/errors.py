@@ -25,7 +25,9 @@ def run_command(main):
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # PyTorch hands on the error of a process that loads data as that process's traceback, which ends in its text.
+        text = str(error).rstrip().rpartition(f"{type(error).__name__}: ")[2]
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(error.exit_status)
     finally:
         warnings.showwarning = show_other

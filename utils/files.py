@@ -1,6 +1,8 @@
-"""Files that are never half-written."""
+"""Files that are never half-written, and locks between processes."""
 
+import fcntl
 import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,3 +39,19 @@ def make_folder(path):
     except OSError as error:
         raise UserError(f"{path}: the folder cannot be made: {error.strerror or error}") from error
     return path
+
+
+@contextmanager
+def locked(path, waiting=None):
+    """Hold the lock of the file at `path` once every other holder has let go; the system frees a killed one's.
+
+    `waiting`: a line to print on stderr first where another process holds it.
+    """
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is not None:
+                print(waiting, file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

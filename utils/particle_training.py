@@ -6,7 +6,7 @@ import torch
 
 from eval.image_metrics import available_metrics
 from utils import checkpoints
-from utils.config import Config, add_override_arguments, overrides_from
+from utils.config import OVERRIDE, Config, add_override_arguments, overrides_from
 from utils.errors import UserError
 from utils.loss_functions import VGGDistance
 from utils.run import MODELS, Run
@@ -118,6 +118,9 @@ def parse_arguments(description, arguments=None):
     )
     parser.add_argument("-d", "--dataset", metavar="NAME", help="a name in configs/, or a path ending in .json")
     parser.add_argument("--resume", metavar="RUN_DIR", help="go on with this run, exactly where it was saved")
+    parser.add_argument(
+        "--no_cache", dest=f"{OVERRIDE}cache", action="store_const", const="false", help="the same as --cache false"
+    )
     add_override_arguments(parser)
     args = parser.parse_args(arguments)
     if (args.dataset is None) == (args.resume is None):

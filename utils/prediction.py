@@ -32,6 +32,7 @@ def add_prediction_arguments(parser, horizon):
     parser.add_argument("-p", "--path", metavar="RUN_DIR", required=True, help="run directory, ours or a released one")
     parser.add_argument("-d", "--dataset", metavar="NAME", help="data set, a name in configs/ (default: the run's)")
     parser.add_argument("--root", metavar="PATH", help="where the data set lies (default: as in the run)")
+    parser.add_argument("--no_cache", action="store_true", help="do not keep decoded frames on disk")
     parser.add_argument(
         "-c", "--cond_steps", type=int, default=-1, metavar="N", help="frames that the model sees (-1, default: its T)"
     )
@@ -67,6 +68,8 @@ def open_prediction(args, horizon=None):
     if horizon <= cond_steps:
         raise UserError(f"--horizon is {horizon} frames in all; legal: above the {cond_steps} frames that are seen")
     config = data_config(run, args.dataset, args.root)
+    if args.no_cache:
+        config = config.replace(cache=False)
     model = run.load_model(args.checkpoint, args.use_last, device)
     set_seed(args.seed)
     mode = "train" if args.use_train else "test"

@@ -28,6 +28,7 @@ RESUMABLE = (
     "root",
     "device",
     "num_workers",
+    "cache",
     "checkpoint_freq",
     "eval_epoch_freq",
     "eval_im_metrics",

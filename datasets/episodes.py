@@ -1,0 +1,124 @@
+"""Videos and images out of episodes: which frames make an item, and how they become tensors."""
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from datasets.frame_cache import cached
+from utils.errors import UserError
+
+SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
+NO_ANNOTATIONS = 4  # positions, sizes, ids, in_camera
+
+
+class Windows:
+    """Which frames make an item: `windows[index]` is the item's episode, first frame and number of frames.
+
+    Each argument has one entry per episode: it has `counts` items; they begin at its frames 0, `stride`, 2 `stride`,
+    ..., but none after its frame `lasts`; each has `lengths` frames.
+    """
+
+    def __init__(self, counts, lasts, lengths, stride=1):
+        self._ends, self._lasts, self._lengths = np.cumsum(counts), np.asarray(lasts), np.asarray(lengths)
+        self._stride = stride
+
+    @classmethod
+    def whole(cls, lengths):
+        """One item per episode: all its frames."""
+        return cls(np.ones_like(lengths), np.zeros_like(lengths), lengths)
+
+    @classmethod
+    def sliding(cls, lengths, size, ends):
+        """The windows of `size` frames at every offset of episodes of `lengths` frames. Those that would end behind
+        an episode's frame number `ends` are moved back to end there, as far as there are frames before them."""
+        lengths = np.asarray(lengths)
+        return cls(lengths - size + 1, np.maximum(np.asarray(ends) - size, 0), np.full_like(lengths, size))
+
+    def __len__(self):
+        return int(self._ends[-1])
+
+    def __getitem__(self, index):
+        index = range(len(self))[index]
+        episode = int(np.searchsorted(self._ends, index, side="right"))
+        offset = index - int(self._ends[episode - 1]) if episode else index
+        return episode, min(offset * self._stride, int(self._lasts[episode])), int(self._lengths[episode])
+
+
+class EpisodeVideos(Dataset):
+    """Videos: in train every window of `sample_length` frames of every episode, otherwise whole episodes.
+
+    `root`: where the data set lies, None for its own place under ./data. `mode`: "train", "val" (or "valid") or "test".
+    `image_size`: side of the frames in pixels. `sample_length`: frames of a window. `cache`: keep the decoded frames on
+    disk (`datasets.frame_cache`) rather than decode them anew for every item.
+
+    An item is the tuple of the video, float32 [T, 3, H, W] in 0..1, and of what else is known of it: positions, sizes,
+    ids, in_camera, each with T first (see `datasets.balls_ds`); empty where the data set has no such thing.
+
+    Raises UserError for an illegal argument, and for files that are missing, damaged or not of the data set's format.
+    A data set is made of this by its `_make_source`.
+    """
+
+    default_root = ""
+    padded_length = None  # frames of every episode, where short ones are filled up with their last frame
+    is_images = False
+
+    def __init__(self, root, mode="train", image_size=128, sample_length=10, cache=True):
+        if mode not in SPLITS:
+            raise UserError(f"mode: {mode!r} is unknown; legal are train, val (or valid) and test")
+        image_size = whole_number("image_size", image_size)
+        self._sample_length = whole_number("sample_length", sample_length)
+        split = SPLITS[mode]
+        self._source = self._make_source(self.default_root if root is None else root, split, image_size)
+        self._windows = self._make_windows(self._source.lengths, self.is_images or split == "train")
+        self._frames = cached(self._source) if cache and not self._source.is_mapped else self._source
+
+    def _make_source(self, root, split, image_size):
+        """The `FrameSource` of a split: "train", "val" or "test"."""
+        raise NotImplementedError
+
+    def _make_windows(self, lengths, has_windows):
+        """The `Windows` of episodes of `lengths` frames; without windows each is one item."""
+        padded = lengths if self.padded_length is None else [self.padded_length] * len(lengths)
+        self._check_length(min(padded), "an episode of ")
+        return Windows.sliding(padded, self._sample_length, lengths) if has_windows else Windows.whole(padded)
+
+    def _check_length(self, available, what=""):
+        if self._sample_length > available:
+            raise UserError(
+                f"sample_length: {self._sample_length} frames are more than the {available} of {what}"
+                f"{self._source.place}"
+            )
+
+    def __len__(self):
+        return len(self._windows)
+
+    def __getitem__(self, index):
+        """The tuple (video, positions, sizes, ids, in_camera), see the class."""
+        window = self._windows[index]
+        item = (to_video(self._read(*window)), *self._annotations(*window))
+        if self.is_images and self._sample_length == 1:
+            return tuple(entry[0] if len(entry) else entry for entry in item)
+        return item
+
+    def _read(self, episode, first, length):
+        """uint8 [length, H, W, 3], the last frame repeated where the episode has no more."""
+        stop = min(first + length, self._source.lengths[episode])
+        frames = self._frames.read(episode, first, stop)
+        missing = length - len(frames)
+        return np.concatenate([frames, frames[-1:].repeat(missing, axis=0)]) if missing else frames
+
+    def _annotations(self, episode, first, length):
+        return (torch.empty(0),) * NO_ANNOTATIONS
+
+
+def to_video(frames):
+    """uint8 [T, H, W, 3] -> float32 [T, 3, H, W] in 0..1, in one pass over the frames."""
+    video = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    return torch.div(video, 255, out=torch.empty(video.shape))
+
+
+def whole_number(name, value):
+    """`value` as an int; UserError unless it is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise UserError(f"{name}: {value!r} is not legal; it must be a whole number of at least 1")
+    return int(value)

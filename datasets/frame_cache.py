@@ -1,0 +1,195 @@
+"""Decoded frames that are kept on disk, mapped into memory and shared by all workers and processes.
+
+All frames of a `FrameSource` lie in one .npy, uint8 [frames, S, S, 3], in `.cache` in the data set's folder, or, where
+that cannot be written to, in a folder of `$XDG_CACHE_HOME/ddlp` (`~/.cache/ddlp`). The file's name ends in the source's
+fingerprint: what is there under that name is whole and of these frames, and the file of frames that have changed is
+replaced. The files can be deleted at any time.
+"""
+
+import glob
+import hashlib
+import os
+import shutil
+import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from datasets.preparation import available_cores
+from utils.errors import UserError
+from utils.files import locked, replacing
+
+_VERSION = 1  # of how frames are decoded and kept; another number makes every file anew
+_BLOCK = 100  # frames that are decoded at a time
+_WITHOUT = "or cache false (--no_cache), which decodes every item anew"
+
+
+class CachedFrames:
+    """The decoded frames of a source: `read` as in `FrameSource`, but only from the map of the file at `path`.
+
+    Raises OSError, ValueError or EOFError if there is no such file or it does not hold these frames. Pickled without
+    the map, which a spawned worker makes itself.
+    """
+
+    def __init__(self, path, lengths, image_size):
+        self.path = Path(path)
+        self._starts = np.concatenate([[0], np.cumsum(lengths)])
+        self._shape = (int(self._starts[-1]), image_size, image_size, 3)
+        self._map()
+
+    def read(self, episode, start, stop):
+        """The frames start to stop - 1 of an episode, uint8 [stop - start, S, S, 3]; not to be written to."""
+        first = self._starts[episode]
+        return self._frames[first + start : first + stop]
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "_frames"}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        try:
+            self._map()
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{self.path}: has been deleted or replaced in the meantime; start again") from error
+
+    def _map(self):
+        self._frames = mapped_npy(self.path)
+        if (self._frames.dtype, self._frames.shape) != (np.uint8, self._shape):
+            raise ValueError(f"{self.path} does not hold {self._shape}")
+
+
+def mapped_npy(path):
+    """The array in a .npy, mapped into memory; what is written to it stays in memory.
+
+    Raises OSError, ValueError or EOFError if there is no such file or it is not whole.
+    """
+    # Copy on write rather than read only: torch warns of arrays that cannot be written to.
+    array = np.load(path, mmap_mode="c", allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} is not one array")
+    return array.view(np.ndarray)
+
+
+def cached(source):
+    """The `CachedFrames` of a source, decoded and written first where they are not kept yet.
+
+    One process decodes, with a bar; others that want the same frames wait for it. Raises UserError where a frame is
+    not legal, there is no room, or no folder that can be written to.
+    """
+    name = f"{source.name}_{source.image_size}"
+    file_name = f"{name}_{_fingerprint(source)}.npy"
+    folders = _folders(source.folder)
+    for folder in folders:
+        frames = _whole(folder / file_name, source)
+        if frames is not None:
+            return frames
+    folder = _writable(folders, name)
+    path = folder / file_name
+    try:
+        with locked(_lock(folder, name), f"waiting for another process that decodes the frames of {source.place}"):
+            if _whole(path, source) is None:
+                _write(path, name, source)
+    except OSError as error:
+        raise _not_kept([f"{folder} ({error.strerror})"]) from error
+    return CachedFrames(path, source.lengths, source.image_size)
+
+
+def _fingerprint(source):
+    return hashlib.sha256(f"{_VERSION} {source.fingerprint()}".encode()).hexdigest()[:16]
+
+
+def _folders(root):
+    """Where the frames of the data set at `root` may be kept, the best first."""
+    folders = [root / ".cache"]
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    if os.path.isabs(home):
+        place = root.resolve()
+        name = f"{place.name}_{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
+        folders.append(Path(home) / "ddlp" / name)
+    return folders
+
+
+def _lock(folder, name):
+    return folder / f"{name}.lock"
+
+
+def _writable(folders, name):
+    """The first folder that can be written to, made if need be."""
+    reasons = []
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(_lock(folder, name), "a"):
+                return folder
+        except OSError as error:
+            reasons.append(f"{folder} ({error.strerror})")
+    raise _not_kept(reasons)
+
+
+def _not_kept(reasons):
+    return UserError(
+        f"decoded frames cannot be kept in {' or '.join(reasons)}; legal: one that can be written to, another"
+        f" $XDG_CACHE_HOME, {_WITHOUT}"
+    )
+
+
+def _whole(path, source):
+    """The `CachedFrames` at `path`; None if there are none, or if the file was damaged: its first and last frame are
+    compared with the source's."""
+    try:
+        frames = CachedFrames(path, source.lengths, source.image_size)
+    except (OSError, ValueError, EOFError):
+        return None
+    last = len(source.lengths) - 1
+    for episode, frame in ((0, 0), (last, source.lengths[last] - 1)):
+        if not np.array_equal(*(each.read(episode, frame, frame + 1) for each in (frames, source))):
+            return None
+    return frames
+
+
+def _write(path, name, source):
+    """Decode all frames of `source` into the file at `path`, in place of all others of that `name`."""
+    any_of_it = f"{glob.escape(name)}_{'?' * 16}"
+    for pattern in (f"{any_of_it}.npy", f".{any_of_it}.part.npy"):
+        for old in path.parent.glob(pattern):
+            old.unlink()
+    number = sum(source.lengths)
+    shape = (number, source.image_size, source.image_size, 3)
+    size = int(np.prod(shape))
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        raise UserError(
+            f"{path.parent}: the decoded frames of {source.place} take {size / 1e9:.2f} GB, but {free / 1e9:.2f} GB are"
+            f" free; legal: room for them, {_WITHOUT}"
+        )
+    print(f"decoding {source.place} once, into {path} ({size / 1e9:.2f} GB)", file=sys.stderr)
+    blocks = _blocks(source)
+    with replacing(path) as part, open(part, "wb") as file, closing(blocks), tqdm(total=number, unit="frame") as bar:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for block in blocks:
+            file.write(block)
+            bar.update(len(block))
+
+
+def _blocks(source):
+    """Yield all frames of `source` in order, in blocks that threads decode ahead.
+
+    Threads, not processes: decoding and resizing are done by libraries that let other threads run meanwhile.
+    """
+    threads = source.threads or available_cores()
+    pending = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for episode, length in enumerate(source.lengths):
+                for start in range(0, length, _BLOCK):
+                    pending.append(pool.submit(source.read, episode, start, min(start + _BLOCK, length)))
+                    if len(pending) > 2 * threads:
+                        yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)

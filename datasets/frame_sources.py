@@ -1,0 +1,227 @@
+"""The frames of episodes as they lie on disk: read from a data set's own files, decoded each time."""
+
+import hashlib
+import os
+import struct
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from utils.errors import UserError
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey and alpha", 6: "RGBA"}
+_LEGAL_PNG = "a whole square PNG, RGB or RGBA, 8 bits per channel"
+
+
+class FrameSource:
+    """The frames of one part of a data set, episode after episode.
+
+    `name`: of the data set and the part, as in "obj3d_train"; `folder`: where the data set lies; `place`: where the
+    part lies, in words; `image_size`: side of the frames in pixels; `lengths`: frames of each episode.
+
+    `is_mapped`: whether the frames lie in a file as they are, so that keeping them decoded is of no use. `threads`: how
+    many threads reading is worth (None: as many as there are cores).
+    """
+
+    is_mapped = False
+    threads = None
+    name: str
+    folder: Path
+    place: str
+    image_size: int
+    lengths: list[int]
+
+    def read(self, episode, start, stop):
+        """The frames start to stop - 1 of an episode: uint8 [stop - start, S, S, 3], RGB. Raises UserError for a file
+        that cannot be read or is not legal."""
+        raise NotImplementedError
+
+    def files(self):
+        """Yield the paths in `folder` of all files that the frames are decoded from, in order."""
+        raise NotImplementedError
+
+    def fingerprint(self):
+        """16 characters that change when the frames may have changed: with the names, sizes and times of change of the
+        files, and with how they are used."""
+        digest = hashlib.sha256(repr((self.name, self.image_size, list(self.lengths))).encode())
+        for name in self.files():
+            path = os.path.join(self.folder, name)
+            try:
+                status = os.stat(path)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        return digest.hexdigest()[:16]
+
+
+class FrameFolders(FrameSource):
+    """Episodes that are folders of numbered PNG files: root/PART/EPISODE/FRAME.png.
+
+    Episodes are the folders named by a number, in the order of the numbers, which may have gaps. The frames' numbers
+    begin at 0 and have none; all may be padded with zeros. Alpha is dropped; frames of another size are resized
+    (`resized`). Other files, and whatever has a name that begins with a dot, are left alone.
+
+    `root`: the data set's folder; `split`: "train", "val" or "test"; `image_size`: side in pixels. Raises UserError
+    for what is missing, unreadable or not of this format.
+    """
+
+    data_set = ""
+    val_folder = "val"
+    prefix = ""  # of a frame's name, before its number
+    legal_number = "100"
+    how_to_get = ""
+
+    def __init__(self, root, split, image_size):
+        self.folder = Path(root)
+        self.name = f"{self.data_set}_{split}"
+        self.image_size = image_size
+        self._part = self.val_folder if split == "val" else split
+        self.place = str(self.folder / self._part)
+        self._legal = f"legal: folders 0, 1, ... of frames {self.prefix}0.png, {self.prefix}1.png, ..."
+        listed = [(name, *self._listed(name)) for name in self._episode_names()]
+        self._episodes = [(name, digits) for name, digits, _ in listed]
+        self.lengths = [length for _, _, length in listed]
+        self._side = len(read_png(self._path(0, 0)))
+
+    def used_frames(self, number):
+        """How many frames of an episode that has `number` are used, from the first; None if `number` is not legal."""
+        return number if number == 100 else None
+
+    def read(self, episode, start, stop):
+        """See `FrameSource`; every frame must be of the size of the first of all."""
+        frames = np.empty((stop - start, self.image_size, self.image_size, 3), np.uint8)
+        for position in range(stop - start):
+            path = self._path(episode, start + position)
+            frame = read_png(path)
+            if len(frame) != self._side:
+                size, legal = (f"{side} x {side}" for side in (len(frame), self._side))
+                raise UserError(f"{path}: is of {size} pixels; legal: {legal}, as {self._path(0, 0)}")
+            frames[position] = resized(frame, self.image_size)
+        return frames
+
+    def files(self):
+        """See `FrameSource`."""
+        for episode, length in enumerate(self.lengths):
+            for frame in range(length):
+                yield self._file(episode, frame)
+
+    def _file(self, episode, frame):
+        name, digits = self._episodes[episode]
+        return os.path.join(self._part, name, self._frame_name(frame, digits))
+
+    def _path(self, episode, frame):
+        return os.path.join(self.folder, self._file(episode, frame))
+
+    def _frame_name(self, frame, digits):
+        return f"{self.prefix}{frame:0{digits}d}.png"
+
+    def _episode_names(self):
+        """The names of the episodes' folders, in the order of their numbers."""
+        names = {}
+        for entry in self._entries(self.place, self.how_to_get):
+            is_number, is_folder = _is_number(entry.name), entry.is_dir()
+            if not is_number and not is_folder:
+                continue
+            if not is_number or not is_folder:
+                raise UserError(f"{entry.path}: is not an episode; {self._legal}")
+            other = names.setdefault(int(entry.name), entry.name)
+            if other != entry.name:
+                raise UserError(f"{entry.path}: has the number of {other}; {self._legal}")
+        if not names:
+            raise UserError(f"{self.place}: holds no episodes; {self._legal}{self.how_to_get}")
+        return [names[number] for number in sorted(names)]
+
+    def _listed(self, episode):
+        """The digits that the frames' numbers are padded to in the folder of that name, and how many of them are
+        used."""
+        folder = os.path.join(self.place, episode)
+        names = {}
+        for entry in self._entries(folder):
+            stem, ending = os.path.splitext(entry.name)
+            number = stem.removeprefix(self.prefix)
+            if ending != ".png":
+                continue
+            if not stem.startswith(self.prefix) or not _is_number(number):
+                raise UserError(f"{entry.path}: is not a frame's name; {self._legal}")
+            other = names.setdefault(int(number), entry.name)
+            if other != entry.name:
+                raise UserError(f"{entry.path}: has the number of {other}; {self._legal}")
+        digits = len(names[min(names)]) - len(f"{self.prefix}.png") if names else 0
+        for frame in range(len(names)):
+            name = self._frame_name(frame, digits)
+            if names.get(frame) != name:
+                raise UserError(f"{folder}/{name}: is missing, but later frames are there; {self._legal}")
+        used = self.used_frames(len(names))
+        if used is None:
+            raise UserError(f"{folder}: is an episode of {len(names)} frames; legal: {self.legal_number}")
+        return digits, used
+
+    def _entries(self, folder, how_to_get=""):
+        try:
+            with os.scandir(folder) as entries:
+                return [entry for entry in entries if not entry.name.startswith(".")]
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be read: {error.strerror}; {self._legal}{how_to_get}") from error
+
+
+def _is_number(text):
+    return text.isascii() and text.isdecimal()
+
+
+def resized(frame, image_size):
+    """uint8 [H, W, 3] -> uint8 [image_size, image_size, 3], by antialiased bicubic interpolation (Pillow's)."""
+    if frame.shape[:2] == (image_size, image_size):
+        return frame
+    return np.asarray(Image.fromarray(frame).resize((image_size, image_size), Image.Resampling.BICUBIC))
+
+
+def read_png(path):
+    """The image in a PNG file without its alpha: uint8 [H, H, 3], RGB.
+
+    Every checksum in the file is tested. Raises UserError unless it is a whole square PNG, RGB or RGBA, with 8 bits per
+    channel.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; legal: {_LEGAL_PNG}") from error
+    fault, image = _png_fault(data), None
+    if fault is None:
+        with suppress(cv2.error):
+            # Unchanged rather than as a colour image: nothing is rotated or blended.
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise UserError(f"{path}: {fault or 'cannot be decoded'}; legal: {_LEGAL_PNG}")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGB)
+
+
+def _png_fault(data):
+    """What is wrong with the bytes of a PNG file, None if nothing is; its pixels are not looked at."""
+    if not data.startswith(_PNG_SIGNATURE):
+        return "is not a PNG file" if data else "is empty"
+    position, kind = len(_PNG_SIGNATURE), b""
+    while kind != b"IEND":
+        if len(data) < position + 12:
+            return "is cut short"
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
+        if len(data) < end:
+            return "is cut short"
+        checksum = zlib.crc32(memoryview(data)[position + 4 : end - 4])
+        if struct.unpack_from(">I", data, end - 4) != (checksum,):
+            return "is damaged"
+        position = end
+    if data[12:16] != b"IHDR":
+        return "is damaged"
+    width, height, bits, colours = struct.unpack_from(">IIBB", data, 16)
+    if width != height:
+        return f"is of {width} x {height} pixels"
+    if bits != 8 or colours not in (2, 6):
+        return f"is {_PNG_COLOURS.get(colours, 'unknown colours')} of {bits} bits"
+    return None
