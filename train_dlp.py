@@ -13,6 +13,7 @@ class DLPTask(ParticleTask):
     kind = "dlp"
 
     def train_set(self):
+        image_dataset(self.config, "val")  # what is wrong with it shows before training starts
         return image_dataset(self.config, "train")
 
     def losses(self, model, batch, progress):

@@ -33,14 +33,8 @@ A file holds these arrays, for N episodes of T frames with n balls; the options 
 
 import argparse
 import math
-import multiprocessing
-import os
-import shutil
-import signal
 import sys
-import threading
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -52,6 +46,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from datasets.preparation import available_cores, check, check_at_least_1, check_space, make_executor
 from utils.errors import UserError, run_command
 from utils.files import make_folder, replacing
 
@@ -80,13 +75,13 @@ class BallsOptions:
 
     def __post_init__(self):
         for name in ("num_frames", "num_balls", "image_size"):
-            _check_at_least_1(name, getattr(self, name))
-        _check("seed", self.seed, "from 0 to 2^32 - 1", 0 <= self.seed < 2**32)
+            check_at_least_1(name, getattr(self, name))
+        check("seed", self.seed, "from 0 to 2^32 - 1", 0 <= self.seed < 2**32)
         half = self.image_size / 2
-        _check("radius", self.radius, f"above 0 and at most half the image_size, {half:g}", 0 < self.radius <= half)
+        check("radius", self.radius, f"above 0 and at most half the image_size, {half:g}", 0 < self.radius <= half)
         # Two balls with all the energy between them must not pass through each other within a sub-step.
         fastest = SUBSTEPS * self.radius * math.sqrt(2 / self.num_balls)
-        _check("speed", self.speed, f"from 0 to {fastest:.4g} px per frame", 0 <= self.speed <= fastest)
+        check("speed", self.speed, f"from 0 to {fastest:.4g} px per frame", 0 <= self.speed <= fastest)
         if not self._fits():
             raise UserError(
                 f"num_balls: {self.num_balls} balls of radius {self.radius:g} do not fit at random into a box of"
@@ -99,15 +94,6 @@ class BallsOptions:
             return False
         rng = np.random.default_rng(0)
         return sum(_place(rng, self.num_balls, self.radius, self.image_size) is not None for _ in range(20)) >= 5
-
-
-def _check(name, value, legal, is_legal):
-    if not is_legal:
-        raise UserError(f"{name}: {value} is not legal; it must be {legal}")
-
-
-def _check_at_least_1(name, value):
-    _check(name, value, "at least 1", value >= 1)
 
 
 # ---- an episode
@@ -267,7 +253,7 @@ def make_batches(options, split, num_episodes, processes):
     if processes == 1:
         yield from map(make, ranges)
         return
-    executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
+    executor = make_executor(processes)
     try:
         # Few batches ahead: what is made must not pile up where the disk is slow.
         pending = deque()
@@ -279,17 +265,6 @@ def make_batches(options, split, num_episodes, processes):
             yield pending.popleft().result()
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-def _start_worker():
-    """Leave an interrupt from the keyboard to the parent, and end when it ends, however it does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent():
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def write_split(path, options, split, num_episodes, processes=1):
@@ -345,20 +320,16 @@ def parse_arguments(arguments):
     parser.add_argument("--speed", type=float, default=3, help="speed at the start, px per frame (%(default)s)")
     parser.add_argument("--image_size", type=int, default=64, help="side of the frames, px (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed makes other episodes (%(default)s)")
-    parser.add_argument("--processes", type=int, default=_available_cores(), help="processes that draw (%(default)s)")
+    parser.add_argument("--processes", type=int, default=available_cores(), help="processes that draw (%(default)s)")
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
     return parser.parse_args(arguments)
-
-
-def _available_cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(arguments=None):
     args = parse_arguments(arguments)
     options = BallsOptions(args.num_frames, args.num_balls, args.radius, args.speed, args.image_size, args.seed)
     for name in (*SPLITS, "processes"):
-        _check_at_least_1(name, getattr(args, name))
+        check_at_least_1(name, getattr(args, name))
     out = Path(args.out)
     todo = {}
     for split in SPLITS:
@@ -367,7 +338,7 @@ def main(arguments=None):
             todo[split] = path, number
     if not todo:
         return
-    _check_space(out, sum(number for _, number in todo.values()) * _episode_bytes(options))
+    check_space(out, sum(number for _, number in todo.values()) * _episode_bytes(options))
     make_folder(out)
     for split, (path, number) in todo.items():
         write_split(path, options, split, number, args.processes)
@@ -391,17 +362,6 @@ def _is_made(path, num_episodes, attributes):
         raise UserError(f"{path} exists with {'; '.join(differing)}; legal: another --out, or --force to overwrite it")
     print(f"{path} is there already: kept")
     return True
-
-
-def _check_space(out, needed):
-    """Say how many bytes will be written to the folder `out`; UserError if there is no room for them."""
-    folder = out.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(f"--out: {out} needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free there")
-    print(f"making {needed / 1e9:.1f} GB in {out}")
 
 
 if __name__ == "__main__":

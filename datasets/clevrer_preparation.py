@@ -19,7 +19,6 @@ not keep the others from being made, and makes the command fail in the end.
 """
 
 import argparse
-import fcntl
 import os
 import re
 import shutil
@@ -27,7 +26,6 @@ import sys
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +34,17 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datasets.preparation import available_cores, check, check_at_least_1
+from datasets.preparation import (
+    available_cores,
+    check,
+    check_at_least_1,
+    check_episodes,
+    find_ranges,
+    name_ranges,
+    reporting_unwritable,
+    saying_how_to_go_on,
+    working_folder,
+)
 from utils.errors import UserError, run_command
 
 VIDEO_FRAMES = 128
@@ -65,12 +73,6 @@ _FRAME_NAMES = frozenset(f"{frame}.png" for frame in range(NUM_FRAMES))
 
 class BadVideo(UserError):
     """A video that no episode can be made from."""
-
-
-class Interrupted(UserError):
-    """The user stopped the command (Ctrl-C)."""
-
-    exit_status = 130
 
 
 # ---- one episode
@@ -130,15 +132,6 @@ def make_episode(working, video, folder):
             (part / f"{number}.png").write_bytes(cv2.imencode(".png", frame)[1])
         folder.parent.mkdir(exist_ok=True)
         part.rename(folder)
-
-
-@contextmanager
-def reporting_unwritable(path):
-    """Turn an OSError into a UserError: `path` cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 # ---- the videos
@@ -228,24 +221,6 @@ def choose_videos(split, source, videos, number):
     return [videos[video] for video in wanted]
 
 
-def find_ranges(numbers):
-    """The ranges of consecutive whole numbers among `numbers`, sorted: a list of (first, last)."""
-    ranges = []
-    for number in sorted(numbers):
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1] = ranges[-1][0], number
-        else:
-            ranges.append((number, number))
-    return ranges
-
-
-def name_ranges(ranges, most=8):
-    """Ranges as a text such as "3, 5-9, 12"; of more than `most` ranges, the first ones and how many follow."""
-    names = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
-    more = f" and {len(names) - most} more ranges" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 # ---- the episodes
 
 
@@ -260,47 +235,6 @@ def is_made(folder):
             " or the same command after deleting it"
         )
     return True
-
-
-def check_episodes(folder, number, option):
-    """UserError if the folder of a split holds anything but episodes 0 to `number` - 1."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise UserError(f"--out: {folder} is not a folder; legal: another --out")
-    legal = {str(episode) for episode in range(number)}
-    others = sorted(name for name in os.listdir(folder) if name not in legal and not name.startswith("."))
-    if others:
-        raise UserError(
-            f"--out: {folder} holds {others[0]!r}, which is none of the {number} episodes of {option}; legal: another"
-            f" {option}, or another --out"
-        )
-
-
-@contextmanager
-def working_folder(folder):
-    """Make a folder for what is not yet whole, which one process at a time has; yields it.
-
-    It is not deleted. Raises UserError where it cannot be made, or another process has it.
-    """
-    with reporting_unwritable(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "lock").touch()
-    with open(folder / "lock", "r+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{folder.parent}: another process is making this data set; let it end first") from error
-        yield folder
-
-
-@contextmanager
-def saying_how_to_go_on():
-    """Ctrl-C becomes a message instead of a traceback."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise Interrupted("stopped; the same command goes on with what is missing") from error
 
 
 def make_episodes(working, todo, processes, bar):

@@ -13,7 +13,7 @@ import shutil
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +113,19 @@ def _folders(root):
     return folders
 
 
+@contextmanager
+def locked_folder(root, name, waiting):
+    """Yield the folder, made if need be, in which what is called `name` of the data set at `root` may be kept; the
+    other processes that want to wait meanwhile, having printed the line `waiting`. Raises UserError where none is."""
+    folder = _writable(_folders(root), name)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(_lock(folder, name), waiting))
+        except OSError as error:
+            raise _not_kept([f"{folder} ({error.strerror})"]) from error
+        yield folder
+
+
 def _lock(folder, name):
     return folder / f"{name}.lock"
 
@@ -138,14 +151,13 @@ def _not_kept(reasons):
 
 
 def _whole(path, source):
-    """The `CachedFrames` at `path`; None if there are none, or if the file was damaged: its first and last frame are
-    compared with the source's."""
+    """The `CachedFrames` at `path`; None if there are none, or if the file was damaged: some of its frames
+    (`FrameSource.samples`) are compared with the source's."""
     try:
         frames = CachedFrames(path, source.lengths, source.image_size)
     except (OSError, ValueError, EOFError):
         return None
-    last = len(source.lengths) - 1
-    for episode, frame in ((0, 0), (last, source.lengths[last] - 1)):
+    for episode, frame in source.samples():
         if not np.array_equal(*(each.read(episode, frame, frame + 1) for each in (frames, source))):
             return None
     return frames
@@ -185,8 +197,9 @@ def _blocks(source):
     with ThreadPoolExecutor(threads) as pool:
         try:
             for episode, length in enumerate(source.lengths):
+                read = source.reader(episode)
                 for start in range(0, length, _BLOCK):
-                    pending.append(pool.submit(source.read, episode, start, min(start + _BLOCK, length)))
+                    pending.append(pool.submit(read, start, min(start + _BLOCK, length)))
                     if len(pending) > 2 * threads:
                         yield pending.popleft().result()
             while pending:

@@ -5,6 +5,7 @@ import os
 import struct
 import zlib
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -40,6 +41,16 @@ class FrameSource:
         """The frames start to stop - 1 of an episode: uint8 [stop - start, S, S, 3], RGB. Raises UserError for a file
         that cannot be read or is not legal."""
         raise NotImplementedError
+
+    def reader(self, episode):
+        """A function that reads an episode from its first frame to its last: it is called as `read`, but for the
+        episode, with blocks that follow each other, in this order, by threads that need not wait for each other."""
+        return partial(self.read, episode)
+
+    def samples(self):
+        """The (episode, frame) by which kept frames are compared with the source's."""
+        last = len(self.lengths) - 1
+        return (0, 0), (last, self.lengths[last] - 1)
 
     def files(self):
         """Yield the paths in `folder` of all files that the frames are decoded from, in order."""

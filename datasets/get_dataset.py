@@ -74,6 +74,7 @@ for _name, _classes in {
     "traffic": "datasets.traffic_ds:Traffic",
     "phyre": "datasets.phyre_ds:Phyre",
     "clevrer": "datasets.clevrer_ds:Clevrer",
+    "video_folder": "datasets.video_folder_ds:VideoFolder",
 }.items():
     register(_name, image=f"{_classes}Images", video=f"{_classes}Videos", takes_cache=True)
 

@@ -37,13 +37,17 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datasets.clevrer_preparation import (
+from datasets.preparation import (
+    available_cores,
+    check,
+    check_at_least_1,
     check_episodes,
+    check_space,
+    make_executor,
     reporting_unwritable,
     saying_how_to_go_on,
     working_folder,
 )
-from datasets.preparation import available_cores, check, check_at_least_1, check_space, make_executor
 from utils.errors import UserError, run_command
 from utils.files import replacing
 

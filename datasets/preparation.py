@@ -1,11 +1,14 @@
-"""What the scripts that make data sets share: checked arguments, room on the disk, and worker processes."""
+"""What the scripts that make data sets share: checked arguments, room on the disk, folders that are never half-made,
+and worker processes."""
 
+import fcntl
 import multiprocessing
 import os
 import shutil
 import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import UserError
@@ -31,6 +34,80 @@ def check_space(out, needed):
     if needed > free:
         raise UserError(f"--out: {out} needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free there")
     print(f"making {needed / 1e9:.1f} GB in {out}")
+
+
+class Interrupted(UserError):
+    """The user stopped the command (Ctrl-C)."""
+
+    exit_status = 130
+
+
+@contextmanager
+def reporting_unwritable(path):
+    """Turn an OSError into a UserError: `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def working_folder(folder):
+    """Make a folder for what is not yet whole, which one process at a time has; yields it.
+
+    It is not deleted. Raises UserError where it cannot be made, or another process has it.
+    """
+    with reporting_unwritable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock").touch()
+    with open(folder / "lock", "r+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder.parent}: another process is making this data set; let it end first") from error
+        yield folder
+
+
+@contextmanager
+def saying_how_to_go_on():
+    """Ctrl-C becomes a message instead of a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted("stopped; the same command goes on with what is missing") from error
+
+
+def check_episodes(folder, number, option):
+    """UserError if the folder of a split holds anything but episodes 0 to `number` - 1."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"--out: {folder} is not a folder; legal: another --out")
+    legal = {str(episode) for episode in range(number)}
+    others = sorted(name for name in os.listdir(folder) if name not in legal and not name.startswith("."))
+    if others:
+        raise UserError(
+            f"--out: {folder} holds {others[0]!r}, which is none of the {number} episodes of {option}; legal: another"
+            f" {option}, or another --out"
+        )
+
+
+def find_ranges(numbers):
+    """The ranges of consecutive whole numbers among `numbers`, sorted: a list of (first, last)."""
+    ranges = []
+    for number in sorted(numbers):
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1] = ranges[-1][0], number
+        else:
+            ranges.append((number, number))
+    return ranges
+
+
+def name_ranges(ranges, most=8):
+    """Ranges as a text such as "3, 5-9, 12"; of more than `most` ranges, the first ones and how many follow."""
+    names = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
+    more = f" and {len(names) - most} more ranges" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def available_cores():

@@ -23,6 +23,7 @@ from skimage.draw import random_shapes
 from torch.utils.data import Dataset, TensorDataset
 from tqdm import tqdm
 
+from datasets.preparation import available_cores
 from utils.errors import UserError
 from utils.files import locked, replacing
 
@@ -90,15 +91,11 @@ def draw_shapes(drawing, num_images, processes=None):
     calling process. The records are the same for every number.
     """
     if processes is None:
-        processes = min(_available_cores(), -(-num_images // _IMAGES_PER_PROCESS))
+        processes = min(available_cores(), -(-num_images // _IMAGES_PER_PROCESS))
     if processes > 1:
         yield from _draw_in_processes(drawing, num_images, processes)
     else:
         yield from map(drawing.draw, range(num_images))
-
-
-def _available_cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _draw_in_processes(drawing, num_images, processes):

@@ -477,7 +477,7 @@ def test_illegal_options(tmp_path, arguments, message):
 
 
 def test_room_on_the_disk_is_checked_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(balls_preparation.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9e9, 4e9, 5e9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9e9, 4e9, 5e9))
     with pytest.raises(UserError, match=r"--out: .*balls needs 6\.\d GB, but 5\.0 GB are free there"):
         balls_preparation.main(["--out", str(tmp_path / "new" / "balls")])
     assert not list(tmp_path.iterdir())

@@ -146,7 +146,7 @@ def test_a_smaller_set_begins_a_larger_one(tmp_path):
 def test_number_of_images(tmp_path, monkeypatch):
     record = ShapesDrawing(0, 0, 13).draw(0)
     monkeypatch.setattr(ShapesDrawing, "draw", lambda self, index: record)
-    monkeypatch.setattr(shapes_ds, "_available_cores", lambda: 1)
+    monkeypatch.setattr(shapes_ds, "available_cores", lambda: 1)
     lengths = {mode: len(ShapesDataset(tmp_path, mode, 13)) for mode in STREAMS}
     assert lengths == {"train": 40_000, "val": 2_000, "valid": 2_000, "test": 2_000}
 
@@ -386,7 +386,9 @@ def test_a_named_variant_is_imported_when_asked_for(registry, tmp_path, monkeypa
 
 def test_registry_refuses(registry):
     register("mine", video=Calls)
-    with pytest.raises(UserError, match=r"ds: 'schapes' is not a known data set; known are balls, clevrer, mine, .*shapes"):
+    with pytest.raises(
+        UserError, match=r"'schapes' is not a known data set; known are balls, clevrer, mine, .*shapes"
+    ):
         get_image_dataset("schapes", None)
     with pytest.raises(UserError, match=r"'mine' has no image variant; data sets that have one: balls, .*shapes"):
         get_image_dataset("mine", None)

@@ -1,0 +1,679 @@
+"""A folder of one's own videos: decoding, splits, lengths, bad files, and the way from it to a prediction."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from imageio_ffmpeg import get_ffmpeg_exe
+from PIL import Image
+
+import generate_ddlp_video_prediction
+import train_ddlp
+from configs import generate_config_file
+from datasets import frame_cache, get_dataset, video_folder_ds
+from datasets.get_dataset import get_image_dataset, get_video_dataset
+from datasets.video_files import FrameFolder, VideoFile, natural_order
+from datasets.video_folder_ds import VideoFolderImages, VideoFolderVideos, find_splits, split_by_name
+from tests.balls import SMALL, run_in
+from tests.frames import assert_item
+from utils.config import Config
+from utils.errors import UserError
+from utils.run import Run
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "custom_dataset.md"
+WIDTH, HEIGHT = 20, 16
+LOSSLESS = {
+    ".mp4": ["-c:v", "libx264rgb", "-qp", "0"],
+    ".mov": ["-c:v", "png"],
+    ".avi": ["-c:v", "png"],
+    ".mkv": ["-c:v", "ffv1", "-pix_fmt", "bgr0"],
+}
+LOSSY = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-g", "8", "-bf", "3"]  # few key frames, frames out of order
+
+
+def random_frames(number, seed=0, width=WIDTH, height=HEIGHT):
+    return np.random.default_rng(seed).integers(0, 256, (number, height, width, 3), np.uint8)
+
+
+def smooth_frames(number, width=32, height=32):
+    """What lossy codecs keep well: a square that moves over grey."""
+    frames = np.full((number, height, width, 3), 90, np.uint8)
+    for t in range(number):
+        frames[t, 8:20, (t % 20) : (t % 20) + 10] = (200, 120, 60 + 5 * (t % 20))
+    return frames
+
+
+def ffmpeg(*arguments, data=None):
+    subprocess.run([get_ffmpeg_exe(), "-v", "error", "-y", *map(str, arguments)], input=data, check=True)
+
+
+def write_file(path, frames, options=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = f"{frames.shape[2]}x{frames.shape[1]}"
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", "25", "-i", "-"]
+    ffmpeg(*raw, *(options or LOSSLESS[path.suffix.lower()]), path, data=frames.tobytes())
+    return path
+
+
+def write_gif(path, frames):
+    """The first channel alone, as grey, which a palette holds without loss."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [Image.fromarray(frame[..., 0]) for frame in frames]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=40)
+
+
+def write_folder(folder, frames, ending=".png"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"frame_{number}{ending}")
+
+
+def write_parts(root, lengths=(4, 4, 4), size=8):
+    """A video, a folder of frames, in each of train, val and test."""
+    for seed, (split, length) in enumerate(zip(("train", "val", "test"), lengths, strict=True)):
+        write_folder(root / split / "video", random_frames(length, seed, size, size))
+    return root
+
+
+def expected_video(frames, size):
+    """The middle square, resized, in 0..1: [T, 3, size, size]."""
+    height, width = frames.shape[1:3]
+    side = min(height, width)
+    box = ((width - side) // 2, (height - side) // 2, (width + side) // 2, (height + side) // 2)
+    shown = [Image.fromarray(frame).crop(box) for frame in frames]
+    if side != size:
+        shown = [image.resize((size, size), Image.Resampling.BICUBIC) for image in shown]
+    return np.stack([np.array(image) for image in shown]).transpose(0, 3, 1, 2) / 255
+
+
+def names_of(root, mode="train"):
+    return list(find_splits(root)[mode])
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(video_folder_ds, "_counted", {})
+    return tmp_path / "videos"
+
+
+# ---- formats
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("size", [HEIGHT, 8, 24])
+def test_every_format(root, size, cache):
+    frames = {f"v{ending}": random_frames(5, seed) for seed, ending in enumerate((*LOSSLESS, ".gif"))}
+    frames["w.MP4"] = random_frames(7, 8, 18, 26)  # upright, and of another length
+    frames["x"], frames["y"] = random_frames(6, 9, 31, 8), random_frames(5, 10, 9, 9)
+    frames["v.gif"][..., 1:] = frames["v.gif"][..., :1]
+    for name, video in frames.items():
+        path = root / "val" / name
+        if not path.suffix:
+            write_folder(path, video, ".png" if name == "x" else ".jpg")
+        else:
+            (write_gif if path.suffix == ".gif" else write_file)(path, video)
+    for number in range(5):
+        with Image.open(root / "val" / "y" / f"frame_{number}.jpg") as image:
+            frames["y"][number] = np.array(image)
+    for split in ("train", "test"):
+        write_folder(root / split / "a", random_frames(5))
+    dataset = get_video_dataset("video_folder", str(root), 4, "valid", size, cache=cache)
+    assert len(dataset) == len(frames)
+    for item, name in zip(dataset, sorted(frames, key=natural_order), strict=False):
+        assert_item(item, expected_video(frames[name], size))
+    images = VideoFolderImages(root, "val", size, 1, cache=cache)
+    assert len(images) == sum(map(len, frames.values()))
+    assert_item(images[3], expected_video(frames["v.avi"], size)[3])
+    assert (root / ".cache").exists() == cache
+
+
+@pytest.mark.parametrize("options", [LOSSY, [*LOSSY, "-vf", "select='lt(n,9)+gt(n,14)*mod(n,2)',setpts=N*N"]])
+def test_windows_of_a_lossy_video_are_those_of_decoding_it_in_order(root, options):
+    """Key frames that are rare, frames stored out of order, a rate that varies: as OpenCV has them, one by one."""
+    path = write_file(root / "train" / "a.mp4", smooth_frames(30), [*options, "-fps_mode", "passthrough"])
+    for split in ("val", "test"):
+        write_folder(root / split / "a", random_frames(3))
+    capture, frames = cv2.VideoCapture(str(path)), []
+    while (read := capture.read())[0]:
+        frames.append(read[1][..., ::-1])
+    expected = np.stack(frames).transpose(0, 3, 1, 2) / 255
+    assert len(frames) == (30 if options is LOSSY else 17)
+    for cache in (True, False):
+        dataset = VideoFolderVideos(root, "train", 32, 3, cache=cache)
+        assert len(dataset) == len(frames) - 2
+        for index in (11, 3, 0, len(dataset) - 1):
+            error = np.abs(dataset[index][0].numpy() - expected[index : index + 3])
+            assert error.max() < 0.04 < np.abs(expected[index] - expected[index + 1]).max()
+
+
+def test_a_turned_video_is_turned_upright(root):
+    frames = random_frames(3)
+    write_file(root / "plain.mp4", frames)
+    ffmpeg("-display_rotation", "90", "-i", root / "plain.mp4", "-c", "copy", root / "turned.mp4")
+    video = VideoFile(root / "turned.mp4")
+    assert (video.probe().width, video.probe().height) == (HEIGHT, WIDTH)
+    np.testing.assert_array_equal(np.stack(list(video.frames(0, 3))), np.rot90(frames, axes=(1, 2)))
+
+
+def test_a_gif_is_seen_as_it_is_shown(root):
+    """Frames that cover a part, transparent pixels, and frames that are taken away again."""
+    layers = []
+    for t, colour in enumerate(((255, 0, 0, 255), (0, 255, 0, 255), (0, 0, 255, 255))):
+        layer = np.zeros((8, 8, 4), np.uint8)
+        layer[2 * t : 2 * t + 2, 1:5] = colour
+        layers.append(layer)
+    root.mkdir()
+    first, *others = (Image.fromarray(layer) for layer in layers)
+    for name, disposal in (("kept.gif", 1), ("taken.gif", 2), ("other.gif", 2)):
+        first.save(root / name, save_all=True, append_images=others, disposal=disposal, duration=40)
+    videos = {name: video for part in find_splits(root).values() for name, video in part.items()}
+    black = [layer[..., :3] * (layer[..., 3:] > 0) for layer in layers]
+    np.testing.assert_array_equal(list(videos["taken.gif"].frames(0, 3)), black)
+    np.testing.assert_array_equal(list(videos["taken.gif"].frames(2, 3)), black[2:])
+    np.testing.assert_array_equal(list(videos["kept.gif"].frames(0, 3)), np.cumsum(black, axis=0))
+
+
+def alpha_of(values, opacity):
+    return np.concatenate([values, np.full_like(values[..., :1], opacity)], axis=-1)
+
+
+COLOURS = random_frames(1, 4, 6, 6)[0]
+GREY = np.repeat(COLOURS[..., :1], 3, axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        (COLOURS[..., 0], GREY),
+        (alpha_of(COLOURS, 255), COLOURS),
+        (alpha_of(COLOURS, 0), 0 * COLOURS),
+        (np.concatenate([COLOURS[..., :1], 0 * COLOURS[..., :1]], axis=-1), 0 * COLOURS),
+        (COLOURS[..., 0].astype(np.uint16) * 256 + 77, GREY),
+        (COLOURS[..., 0] > 127, np.where(GREY > 127, 255, 0)),
+    ],
+    ids=["grey", "opaque", "transparent", "grey and alpha", "16 bits", "1 bit"],
+)
+def test_kinds_of_png(tmp_path, pixels, expected):
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    (frame,) = FrameFolder(tmp_path, ("0.png",)).frames(0, 1)
+    np.testing.assert_array_equal(frame, expected)
+
+
+def test_images_of_a_phone_are_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    Image.fromarray(smooth_frames(1, 24, 32)[0]).save(tmp_path / "0.jpg", exif=exif, quality=95)
+    with Image.open(tmp_path / "0.jpg") as image:
+        stored = np.array(image)
+    folder = FrameFolder(tmp_path, ("0.jpg",))
+    assert (folder.probe().width, folder.probe().height) == (32, 24)
+    np.testing.assert_array_equal(next(folder.frames(0, 1)), np.rot90(stored, k=-1))
+
+
+# ---- what is in the folder
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def test_natural_order_and_what_is_left_alone(root):
+    touch(root, *(f"train/clip{n}.mp4" for n in (10, 9, 1)), "train/clip.mp4", "val/b.AVI", "test/c.webm")
+    touch(root, "README.txt", ".DS_Store", "Thumbs.db", "train/.hidden.mp4", "train/notes.json", "val/desktop.ini")
+    touch(root, *(f"train/f/frame_{n}.PNG" for n in (10, 9, 100)), "train/f/Thumbs.db", "train/f/._frame_9.png")
+    splits = find_splits(root)
+    assert list(splits["train"]) == [
+        f"train/{name}" for name in ("clip.mp4", "clip1.mp4", "clip9.mp4", "clip10.mp4", "f")
+    ]
+    assert splits["train"]["train/f"].names == ("frame_9.PNG", "frame_10.PNG", "frame_100.PNG")
+    assert (list(splits["val"]), list(splits["test"])) == (["val/b.AVI"], ["test/c.webm"])
+
+
+@pytest.mark.parametrize("number", [3, 4, 10, 50, 1000])
+def test_split_by_name(number):
+    names = [f"clip_{n}.mp4" for n in range(number)]
+    parts = split_by_name(names)
+    assert sorted(name for part in parts.values() for name in part) == sorted(names)
+    assert list(parts) == ["train", "val", "test"] and all(
+        part == sorted(part, key=names.index) for part in parts.values()
+    )
+    assert all(1 <= len(parts[split]) <= max(1, number // 5) for split in ("val", "test"))
+    assert split_by_name(names[::-1])["val"] == parts["val"][::-1]
+    if number == 1000:
+        assert all(70 < len(parts[split]) < 130 for split in ("val", "test"))
+
+
+def test_videos_stay_in_their_split_when_others_are_added(root):
+    names = [f"clip_{n}.mp4" for n in range(400)]
+    before, after = split_by_name(names[:200]), split_by_name(names)
+    assert all(set(before[split]) <= set(after[split]) for split in before)
+    touch(root, *names[:200])
+    assert names_of(root, "test") == before["test"]
+
+
+def test_every_video_is_in_one_split_and_its_items_in_that_only(root):
+    frames = {f"{n}.avi": random_frames(3 + n, n) for n in range(6)}
+    for name, video in frames.items():
+        write_file(root / name, video)
+    parts = split_by_name(list(frames))
+    for mode, part in parts.items():
+        dataset = VideoFolderVideos(root, mode, HEIGHT, 3)
+        expected = [expected_video(frames[name], HEIGHT) for name in part]
+        if mode == "train":
+            expected = [video[first : first + 3] for video in expected for first in range(len(video) - 2)]
+        assert len(dataset) == len(expected)
+        for item, video in zip((dataset[i] for i in range(len(dataset))), expected, strict=True):
+            assert_item(item, video)
+
+
+# ---- what is not legal
+
+VIDEOS = r"videos \(.mp4, .avi, .gif, .mov, .mkv, .webm\) and folders of PNG or JPEG frames"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], r"root: ROOT does not exist; legal: a folder of VIDEOS"),
+        (
+            ["a.mp4", "b.mp4"],
+            r"ROOT: holds 2 videos; legal: at least 3, as some are for training, some for validation.*",
+        ),
+        (["a.mp4", "b.wmv"], r"ROOT/b.wmv: is no video; legal: VIDEOS; what is to be left alone may lie elsewhere"),
+        (
+            ["a.mp4", "0.png"],
+            r"ROOT/0.png: is an image, not a video; legal: the frames of each video in its own folder",
+        ),
+        (["train/a.mp4", "test/a.mp4"], r"ROOT: holds test, train; legal: all of train, val \(or valid\) and test, .*"),
+        (["train/a", "val/a", "valid/a", "test/a"], r"ROOT: holds test, train, val, valid; legal: all of train, .*"),
+        (["train/a", "val/a", "test/a", "z.mp4"], r"ROOT: holds test, train, val, z.mp4; legal: .* and nothing else.*"),
+        (["train/a.mp4", "val/.a", "test/a.mp4"], r"ROOT/val: holds no videos; legal: VIDEOS"),
+        (["a/notes.txt"], r"ROOT/a: holds no frames; legal in the folder of a video: its frames, all PNG or all JPEG"),
+        (["a/0.png", "a/1.mp4"], r"ROOT/a/1.mp4: is no frame; legal in the folder of a video: its frames, .*"),
+        (["a/0.png", "a/b.png/0.png"], r"ROOT/a/b.png: is no frame; .*"),
+        (["a/0.png", "a/1.jpg"], r"ROOT/a: holds 0.png and 1.jpg; legal in the folder of a video: .* all JPEG"),
+    ],
+)
+def test_what_may_not_lie_in_the_folder(root, names, message):
+    touch(root, *names)
+    with pytest.raises(UserError) as error:
+        VideoFolderVideos(root, "train", 8, 3)
+    assert re.fullmatch(message.replace("VIDEOS", VIDEOS).replace("ROOT", re.escape(str(root))), str(error.value))
+
+
+def cut(path, share):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+
+
+def bad_files(folder):
+    """Files that cannot be used, each with what is said of it."""
+    write_file(folder / "cut.mp4", random_frames(40), [*LOSSLESS[".mp4"], "-movflags", "+faststart"])
+    write_file(folder / "cut.mkv", random_frames(40))
+    write_file(folder / "cut.avi", smooth_frames(20))
+    with open(folder / "cut.avi", "rb") as file:
+        data = file.read()
+    (folder / "cut.avi").write_bytes(data[: data.index(b"00dc", data.index(b"00dc", data.index(b"movi")) + 4)])
+    write_file(folder / "headless.mp4", random_frames(40))
+    for name in ("cut.mp4", "cut.mkv", "headless.mp4"):
+        cut(folder / name, 0.6)
+    (folder / "text.avi").write_text("hello")
+    (folder / "empty.mp4").touch()
+    ffmpeg("-f", "lavfi", "-i", "sine", "-t", "0.2", folder / "sound.mp4")
+    write_gif(folder / "cut.gif", random_frames(3))
+    cut(folder / "cut.gif", 0.5)
+    write_gif(folder / "short.gif", random_frames(2))
+    cut(folder / "short.gif", 0.9999)
+    (folder / "text.gif").write_text("hello")
+    broken = write_file(folder / "broken.mp4", smooth_frames(40, 64, 64), LOSSY)
+    data = bytearray(broken.read_bytes())
+    data[200:900:7] = b"\xff" * len(data[200:900:7])
+    broken.write_bytes(data)
+    return {
+        "cut.mp4": r"is cut short after \d\d frames; legal: a whole video",
+        "cut.avi": r"is cut short after 1 frames; legal: a whole video",
+        "cut.mkv": r"is cut short after \d\d frames; legal: a whole video",
+        "headless.mp4": r"cannot be decoded: .*; legal: a whole video",
+        "text.avi": r"cannot be decoded: .*; legal: a whole video",
+        "empty.mp4": r"cannot be decoded: moov atom not found; legal: a whole video",
+        "sound.mp4": r"holds no video; legal: a whole video",
+        "broken.mp4": r"is damaged; \d+ frames can be decoded, but .*; legal: a whole video",
+        "cut.gif": r"cannot be read: .*; legal: an animated GIF",
+        "short.gif": r"is cut short after 2 frames; legal: a whole animated GIF",
+        "text.gif": r"cannot be read: it is damaged or something else; legal: an animated GIF",
+    }
+
+
+def test_damaged_files_are_named(root, tmp_path, capfd):
+    for name, message in bad_files(tmp_path / "bad").items():
+        shutil.rmtree(root, ignore_errors=True)
+        write_parts(root)
+        shutil.copy(tmp_path / "bad" / name, root / "train")
+        for cache in (True, False):
+            with pytest.raises(UserError) as error:
+                VideoFolderVideos(root, "train", 8, 3, cache=cache)
+            assert re.fullmatch(re.escape(f"{root}/train/{name}: ") + message, str(error.value)), (name, error.value)
+        VideoFolderVideos(root, "val", 8, 3)
+    assert "moov" not in capfd.readouterr().err
+
+
+def test_a_video_without_frames_is_named(root, monkeypatch):
+    write_file(root / "a.mkv", random_frames(3))
+    ffmpeg("-i", root / "a.mkv", "-c", "copy", "-frames:v", "0", root / "b.avi")
+    with pytest.raises(UserError, match=r"b\.avi: (holds no frames|cannot be decoded: .*); legal: a whole video$"):
+        VideoFile(root / "b.avi").probe()
+
+
+def damage(path):
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 255
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: cut(path, 0.5), r"cannot be read: .*; legal: a whole PNG or JPEG image"),
+        (
+            lambda path: path.write_text("hello"),
+            r"cannot be read: it is damaged or something else; legal: a whole PNG .*",
+        ),
+        (lambda path: path.write_text(""), r"cannot be read: it is damaged or something else; legal: a whole PNG .*"),
+        (
+            lambda path: Image.fromarray(random_frames(1, 0, 9, 8)[0]).save(path),
+            r"is of 9 x 8 pixels; legal: 8 x 8, as ROOT/train/video/frame_0.ENDING",
+        ),
+    ],
+)
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_damaged_frames_are_named(root, ending, spoil, message):
+    write_parts(root)
+    shutil.rmtree(root / "train" / "video")
+    write_folder(root / "train" / "video", random_frames(4, 1, 8, 8), f".{ending}")
+    path = root / "train" / "video" / f"frame_2.{ending}"
+    spoil(path)
+    message = message.replace("ENDING", ending).replace("ROOT", re.escape(str(root)))
+    with pytest.raises(UserError) as error:
+        VideoFolderVideos(root, "train", 8, 3)
+    assert re.fullmatch(re.escape(f"{path}: ") + message, str(error.value))
+
+
+def test_a_frame_with_a_wrong_checksum_is_named(root):
+    write_parts(root)
+    damage(root / "train" / "video" / "frame_3.png")
+    with pytest.raises(UserError, match=r"frame_3\.png: cannot be read: .*; legal: a whole PNG or JPEG image$"):
+        VideoFolderVideos(root, "train", 8, 3)
+
+
+def test_short_videos_are_named(root):
+    write_parts(root, (4, 4, 4))
+    write_folder(root / "val" / "other", random_frames(6))
+    write_folder(root / "val" / "short", random_frames(2))
+    assert len(VideoFolderVideos(root, "val", 8, 2)) == 3
+    with pytest.raises(UserError) as error:
+        VideoFolderVideos(root, "val", 8, 5)
+    assert str(error.value) == (
+        f"{root}/val/short: has 2 frames (and 1 more are too short); legal: at least 5 in every video, or a lower"
+        " timestep_horizon, animation_horizon or --horizon"
+    )
+    with pytest.raises(UserError, match=r"train/video: has 4 frames; legal: at least 5 in every video"):
+        get_image_dataset("video_folder", str(root), "train", 8, 5)
+
+
+# ---- counting and keeping
+
+
+@pytest.fixture
+def probes(monkeypatch):
+    """The names of the files that are counted."""
+    names, probe = [], VideoFile.probe
+    monkeypatch.setattr(VideoFile, "probe", lambda video: (names.append(video.path.name), probe(video))[1])
+    return names
+
+
+def forget(monkeypatch):
+    monkeypatch.setattr(video_folder_ds, "_counted", {})
+
+
+def test_frames_are_counted_once(root, probes, monkeypatch, capsys):
+    for number, split in enumerate(("train", "val", "test")):
+        write_file(root / split / f"{split}.avi", random_frames(4 + number, number))
+    VideoFolderVideos(root, "train", 8, 3)
+    VideoFolderVideos(root, "train", 8, 4)
+    assert probes == ["train.avi"] and "counting the frames of" in capsys.readouterr().err
+    forget(monkeypatch)  # as in another process
+    VideoFolderVideos(root, "train", 8, 3)
+    VideoFolderVideos(root, "val", 8, 3)
+    assert probes == ["train.avi", "val.avi"]
+    forget(monkeypatch)
+    write_file(root / "train" / "train.avi", random_frames(9))
+    assert len(VideoFolderVideos(root, "train", 8, 3)) == 7
+    assert probes == ["train.avi", "val.avi", "train.avi"]
+    index = root / ".cache" / "video_folder.json"
+    assert sorted(json.loads(index.read_text()).values()) == [[5, WIDTH, HEIGHT], [9, WIDTH, HEIGHT]]
+    forget(monkeypatch)
+    index.write_text("[1, 2")
+    assert len(VideoFolderVideos(root, "train", 8, 3)) == 7 and probes[3:] == ["train.avi"]
+
+
+def test_without_the_cache_nothing_is_written(root, probes, monkeypatch):
+    for split in ("train", "val", "test"):
+        write_file(root / split / "a.avi", random_frames(4))
+    for _ in range(2):
+        forget(monkeypatch)
+        VideoFolderVideos(root, "train", 8, 3, cache=False)
+    assert probes == ["a.avi", "a.avi"]
+    assert sorted(os.listdir(root)) == ["test", "train", "val"] and not (root.parent / "home").exists()
+
+
+def test_what_was_counted_is_kept_though_another_video_is_damaged(root, probes, monkeypatch):
+    write_parts(root)
+    write_file(root / "train" / "a.avi", random_frames(4))
+    (root / "train" / "b.avi").touch()
+    monkeypatch.setattr(video_folder_ds, "available_cores", lambda: 1)
+    for _ in range(2):
+        forget(monkeypatch)
+        with pytest.raises(UserError, match=r"b\.avi: "):
+            VideoFolderVideos(root, "train", 8, 3)
+    assert probes == ["a.avi", "b.avi", "b.avi"]
+
+
+def test_a_video_is_decoded_once_for_the_cache(root, monkeypatch):
+    """Blocks that threads ask for out of turn come from one decoder."""
+    write_parts(root)
+    video = random_frames(50, 3)
+    write_file(root / "train" / "a.mkv", video)
+    monkeypatch.setattr(frame_cache, "_BLOCK", 3)
+    monkeypatch.setattr(frame_cache, "available_cores", lambda: 8)
+    started, frames = [], VideoFile.frames
+    monkeypatch.setattr(VideoFile, "frames", lambda self, *span: (started.append(span), frames(self, *span))[1])
+    dataset = VideoFolderVideos(root, "train", HEIGHT, 50 - 46)
+    assert started == [(0, 50)]
+    shown = expected_video(video, HEIGHT)
+    for first in range(47):
+        assert_item(dataset[first], shown[first : first + 4])
+
+
+def test_blocks_in_any_order_of_threads(root):
+    blocks = video_folder_ds._InOrder(iter(range(9)), lambda frames, number: [next(frames) for _ in range(number)])
+    found = {}
+    threads = [
+        threading.Thread(target=lambda span=span: found.__setitem__(span, blocks(*span)))
+        for span in reversed(list(pairwise((0, 2, 3, 7, 9))))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {(0, 2): [0, 1], (2, 3): [2], (3, 7): [3, 4, 5, 6], (7, 9): [7, 8]}
+
+
+def test_a_file_that_is_replaced_meanwhile_is_named(root):
+    write_parts(root)
+    write_file(root / "train" / "a.avi", random_frames(9))
+    dataset = VideoFolderVideos(root, "train", 8, 4, cache=False)
+    write_file(root / "train" / "a.avi", random_frames(3))
+    with pytest.raises(UserError, match=r"a\.avi: frame 3 cannot be read; has the file changed\? start again$"):
+        dataset[0]
+
+
+# ---- the configuration
+
+
+def generate(*arguments):
+    generate_config_file.main([str(argument) for argument in ("--ds", "video_folder", *arguments)])
+
+
+def test_the_configuration_says_what_was_found(root, tmp_path, capsys):
+    write_parts(root, (30, 25, 40))
+    write_folder(root / "train" / "wide", random_frames(26, 5, 300, 200))
+    path = tmp_path / "mine.json"
+    generate("--root", root, "--out", path)
+    out = capsys.readouterr().out.splitlines()
+    assert out == [
+        f"{root}: 4 videos (2 train, 1 val, 1 test)",
+        "frames: 8 x 8 (3), 300 x 200 (1); the middle square is used",
+        "lengths: 25 frames (val/video) to 40, 121 in all",
+        f"wrote {path}",
+        f"train with: python train_dlp.py -d {path} (images) or python train_ddlp.py -d {path} (videos)",
+    ]
+    config = Config.load(path)
+    assert (config.ds, config.root, config.image_size, config.batch_size) == ("video_folder", str(root), 64, 32)
+    assert (config.timestep_horizon, config.cond_steps, config.animation_horizon) == (10, 10, 25)
+
+
+@pytest.mark.parametrize("sides", [(128, 140), (127, 140)])
+def test_the_image_size_is_the_videos(root, tmp_path, sides):
+    for split, size in zip(("train", "val", "test"), (*sides, 200), strict=True):
+        write_folder(root / split / "a", random_frames(12, 0, size, 150))
+    generate("--root", root, "--out", tmp_path / "a.json")
+    assert Config.load(tmp_path / "a.json").image_size == (128 if min(sides) == 128 else 64)
+
+
+@pytest.mark.parametrize("shortest", [2, 3, 11, 12, 200])
+def test_the_horizons_fit_the_shortest_video(root, tmp_path, shortest):
+    for split, length in zip(("train", "val", "test"), (shortest + 1, shortest, shortest + 5), strict=True):
+        write_folder(root / split / "a", random_frames(length, 0, 4, 4))
+    path = tmp_path / "a.json"
+    generate("--root", root, "--out", path, "--image_size", 32)
+    config = Config.load(path)
+    assert config.timestep_horizon == min(10, shortest - 1) and config.animation_horizon == min(100, shortest)
+    assert 1 <= config.cond_steps < config.animation_horizon
+    assert config.batch_size == min(32, shortest + 1 - config.timestep_horizon)
+    assert len(train_ddlp.video_dataset(config, "train", config.timestep_horizon + 1)) >= config.batch_size
+    assert len(train_ddlp.video_dataset(config, "val", config.animation_horizon)) == 1
+
+
+def test_the_loss_decides_its_weights(root, tmp_path):
+    write_parts(root, (12, 12, 12))
+    generate("--root", root, "--out", tmp_path / "a.json", "--recon_loss_type", "vgg", "--beta_dyn", "7")
+    config, released = Config.load(tmp_path / "a.json"), Config.load("obj3d")
+    assert (config.beta_kl, config.beta_dyn, config.recon_loss_type) == (released.beta_kl, 7, "vgg")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--root is missing; with --ds video_folder it is the folder of the videos"),
+        (["--root", "nowhere"], r"root: nowhere does not exist; legal: a folder of videos .*"),
+        (
+            ["--root", "videos/train/video/frame_0.png"],
+            r"root: videos/train/video/frame_0.png is a file; legal: a fold.*",
+        ),
+        (["--root", "videos", "--timestep_horizon", "4"], r"videos/(train|val)/video: has 4 frames, 5 are needed; .*"),
+        (
+            ["--root", "videos", "--animation_horizon", "5"],
+            "videos/val/video: has 4 frames, 5 are needed; legal: timestep_horizon at most 3 and animation_horizon at"
+            " most 4, or no video as short",
+        ),
+    ],
+)
+def test_no_configuration_is_written_for_what_cannot_be_trained(root, tmp_path, monkeypatch, arguments, message):
+    write_parts(root)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        generate("--out", "a.json", *arguments)
+    assert re.fullmatch(message, str(error.value)) and not (tmp_path / "a.json").exists()
+
+
+def test_a_video_of_one_frame_has_no_configuration(root, tmp_path):
+    write_parts(root, (4, 1, 4))
+    with pytest.raises(UserError, match=r"val/video: has 1 frame; legal: at least 2, one to see and one to predict$"):
+        generate("--root", root, "--out", tmp_path / "a.json")
+
+
+def test_from_a_folder_to_a_prediction(root, tmp_path):
+    """Videos of unequal length and size, without code: configuration, training, prediction."""
+    for split, lengths in {"train": (9, 12), "val": (8, 11), "test": (10, 8)}.items():
+        for number, length in enumerate(lengths):
+            write_file(root / split / f"{number}.mp4", smooth_frames(length, 40 + 8 * number, 36), LOSSY)
+    small = (
+        "patch_size",
+        "n_kp_enc",
+        "n_kp_prior",
+        "enc_channels",
+        "prior_channels",
+        "pint_layers",
+        "pint_heads",
+        "pint_dim",
+    )
+    options = {name: SMALL[name] for name in (*small, "image_size", "metrics", "num_workers", "learned_feature_dim")}
+    options |= {"num_epochs": 2, "batch_size": 3, "timestep_horizon": 3, "device": "cpu"}
+    texts = [f"--{name}={json.dumps(value) if isinstance(value, list) else value}" for name, value in options.items()]
+    texts = [text.replace('"', "").replace("[", "").replace("]", "").replace(" ", "") for text in texts]
+    run_in(tmp_path, generate_config_file.main, "--ds", "video_folder", "--root", root, "--out", "mine.json", *texts)
+    run_in(tmp_path, train_ddlp.main, "-d", "mine.json")
+    (path,) = tmp_path.glob("*_video_folder_ddlp")
+    records = Run.open(path).records()
+    assert [record["iteration"] for record in records] == [5, 10]  # (6 + 9) windows in batches of 3
+    assert records[1]["psnr"] > 0 and np.isfinite(records[1]["val_loss"])
+    run_in(tmp_path, generate_ddlp_video_prediction.main, "-p", path, "-n", 2, "--cpu")
+    for number in range(2):
+        with Image.open(path / "animations" / f"e0_traj_anim_{number}.gif") as animation:
+            assert animation.n_frames == 8
+    with pytest.raises(UserError, match=r"test/1\.mp4: has 8 frames; legal: at least 9 in every video, or a lower"):
+        run_in(tmp_path, generate_ddlp_video_prediction.main, "-p", path, "--horizon", 9, "--cpu")
+
+
+# ---- the page
+
+
+def test_the_class_of_the_page(tmp_path, monkeypatch):
+    module, line = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "my_data.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(get_dataset, "_VARIANTS", dict(get_dataset._VARIANTS))
+    exec(line, {"register": get_dataset.register})
+    videos = {mode: np.stack([random_frames(6, seed, 8, 8) for seed in range(2)]) for mode in ("train", "val", "test")}
+    for mode, values in videos.items():
+        np.save(tmp_path / f"{mode}.npy", values)
+    train = get_video_dataset("mine", str(tmp_path), 4, "train", 8)
+    assert len(train) == 2 * 3
+    expected = torch.tensor(videos["train"][1, 2:6]).permute(0, 3, 1, 2) / 255
+    assert torch.equal(train[5][0], expected) and expected.dtype == torch.float32
+    whole = get_video_dataset("mine", str(tmp_path), 4, "valid", 8)
+    assert len(whole) == 2 and whole[1][0].shape == (6, 3, 8, 8)
+
+
+def test_the_commands_of_the_page_have_the_options_that_it_names(capsys):
+    """Every script is there, and every key in the page is a key of the configuration."""
+    text = PAGE.read_text(encoding="utf-8")
+    for script in re.findall(r"python (\S+\.py)", text):
+        assert (PAGE.parents[1] / script).is_file()
+    keys = re.findall(r"^\| (`.*?`(?:, `.*?`)*) \|", text[text.index("## The keys") :], re.MULTILINE)
+    assert len(keys) == 8
+    for name in re.findall(r"`(\w+)`", " ".join(keys)):
+        assert name in Config("x").to_dict()
