@@ -2,6 +2,7 @@
 
 import torch
 
+from datasets.episodes import scaled
 from eval.eval_gen_metrics import eval_ddlp_im_metric
 from eval.eval_model import (
     animate_trajectory_ddlp,
@@ -25,12 +26,12 @@ class DDLPTask(ParticleTask):
 
     def train_set(self):
         # What evaluation will need is looked for before training starts.
-        needed = max(self.config.animation_horizon, self.config.timestep_horizon + 1)
+        needed = max(self.config.animation_horizon, self.config.timestep_horizon + 1, as_uint8=True)
         first_frames(video_dataset(self.config, "val", needed)[0], needed)
-        return video_dataset(self.config, "train", self.config.timestep_horizon + 1)
+        return video_dataset(self.config, "train", self.config.timestep_horizon + 1, as_uint8=True)
 
     def losses(self, model, batch, progress):
-        config, x = self.config, batch[0]
+        config, x = self.config, scaled(batch[0])
         stage = training_stage(progress.epoch, config.warmup_epoch)
         with_dynamics = progress.epoch >= config.start_dyn_epoch
         bare = self.accelerator.unwrap_model(model)

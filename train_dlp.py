@@ -1,5 +1,6 @@
 """Train DLPv2 on images: ``python train_dlp.py -d shapes``, ``python train_dlp.py --help``."""
 
+from datasets.episodes import scaled
 from eval.eval_gen_metrics import eval_dlp_im_metric
 from eval.eval_model import draw_dlp, evaluate_validation_elbo, image_dataset
 from utils.errors import run_command
@@ -14,10 +15,10 @@ class DLPTask(ParticleTask):
 
     def train_set(self):
         image_dataset(self.config, "val")  # what is wrong with it shows before training starts
-        return image_dataset(self.config, "train")
+        return image_dataset(self.config, "train", as_uint8=True)
 
     def losses(self, model, batch, progress):
-        x = batch[0]
+        x = scaled(batch[0])
         stage = training_stage(progress.epoch, self.config.warmup_epoch)
         output = model(x, train_enc_prior=self.config.train_enc_prior, **stage)
         losses = self.accelerator.unwrap_model(model).calc_elbo(x, output, **self.elbo_options(), **stage)

@@ -4,11 +4,12 @@
     python benchmarks/bench_data.py --ds obj3d128 clevrer --clips_per_second 40
 
 Makes a few episodes of every data set in its real format, at the released resolution, in a temporary folder, and draws
-random training items of the released length from them, once the frames are kept (warm): in this process (ms per item),
-and through one loading process in the released batches (items per second). The last row is an item that costs nothing:
-what is left is PyTorch's handing over of batches from process to process. What training takes is the number of clips in
-its steps, forward, backward and Adam, over their time: of the released configuration but for the reconstruction loss,
-which is the squared error for all (VGG-16 would make steps slower), and, on a CPU, batches of one clip.
+random training items of the released length from them, once the frames are kept (warm): float32 in this process, by
+one thread, as a loading process has (ms per item), and, as training takes them, uint8 through one loading process in
+the released batches (items per second). The last row is an item that costs nothing: what is left is PyTorch's handing
+over of batches from process to process. What training takes is the number of clips in its steps, forward, backward and
+Adam, over their time: of the released configuration but for the reconstruction loss, which is the squared error for all
+(VGG-16 would make steps slower), and, on a CPU, batches of one clip.
 """
 
 import argparse
@@ -85,17 +86,18 @@ def make_source(ds, root, episodes):
     return root
 
 
-def make_dataset(config, root, cache):
+def make_dataset(config, root, **options):
     if config.ds == "shapes":
         return get_image_dataset(config.ds, root, "train", config.image_size, num_items=1_000)
-    return get_video_dataset(config.ds, root, config.timestep_horizon + 1, "train", config.image_size, cache=cache)
+    return get_video_dataset(config.ds, root, config.timestep_horizon + 1, "train", config.image_size, **options)
 
 
 class Constant(Dataset):
     """Items like those of a video data set, all the same tensors."""
 
     def __init__(self, num_frames, image_size):
-        self._item = (torch.rand(num_frames, 3, image_size, image_size), *[torch.empty(0)] * NO_ANNOTATIONS)
+        video = torch.zeros(num_frames, 3, image_size, image_size, dtype=torch.uint8)
+        self._item = (video, *[torch.empty(0)] * NO_ANNOTATIONS)
 
     def __len__(self):
         return 100
@@ -110,7 +112,11 @@ class Constant(Dataset):
 def milliseconds(dataset, seconds):
     """The mean time of an item in this process, over `seconds` after a quarter of that to warm up."""
     indices = torch.randint(len(dataset), (10_000,), generator=torch.Generator().manual_seed(0)).tolist()
-    return 1e3 / _rate(lambda number: dataset[indices[number % len(indices)]], seconds)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rate = _rate(lambda number: dataset[indices[number % len(indices)]], seconds)
+    torch.set_num_threads(threads)
+    return 1e3 / rate
 
 
 def items_per_second(dataset, batch_size, seconds):
@@ -158,10 +164,11 @@ def measure(ds, args):
     num_frames = 1 if ds == "shapes" else config.timestep_horizon + 1
     with tempfile.TemporaryDirectory() as folder:
         root = make_source(ds, Path(folder), args.episodes)
-        # Shapes are always kept on disk.
-        datasets = [make_dataset(config, root, cache) for cache in ((True,) if ds == "shapes" else (True, False))]
-        costs = [f"{milliseconds(dataset, args.seconds):.2f}" for dataset in datasets]
-        rates = [f"{items_per_second(dataset, config.batch_size, args.seconds):.0f}" for dataset in datasets]
+        costs, rates = [], []
+        for cache in (True,) if ds == "shapes" else (True, False):  # Shapes are always kept on disk.
+            costs.append(f"{milliseconds(make_dataset(config, root, cache=cache), args.seconds):.2f}")
+            loaded = make_dataset(config, root, cache=cache, as_uint8=True)
+            rates.append(f"{items_per_second(loaded, config.batch_size, args.seconds):.0f}")
     training = args.clips_per_second or clips_per_second(config, args.device, args.steps)
     return row(ds, num_frames, config.image_size, costs, rates, f"{training:.3g}")
 

@@ -49,7 +49,8 @@ class EpisodeVideos(Dataset):
 
     `root`: where the data set lies, None for its own place under ./data. `mode`: "train", "val" (or "valid") or "test".
     `image_size`: side of the frames in pixels. `sample_length`: frames of a window. `cache`: keep the decoded frames on
-    disk (`datasets.frame_cache`) rather than decode them anew for every item.
+    disk (`datasets.frame_cache`) rather than decode them anew for every item. `as_uint8`: leave the video uint8 in
+    0..255, for `scaled`.
 
     An item is the tuple of the video, float32 [T, 3, H, W] in 0..1, and of what else is known of it: positions, sizes,
     ids, in_camera, each with T first (see `datasets.balls_ds`); empty where the data set has no such thing.
@@ -62,11 +63,12 @@ class EpisodeVideos(Dataset):
     padded_length = None  # frames of every episode, where short ones are filled up with their last frame
     is_images = False
 
-    def __init__(self, root, mode="train", image_size=128, sample_length=10, cache=True):
+    def __init__(self, root, mode="train", image_size=128, sample_length=10, cache=True, as_uint8=False):
         if mode not in SPLITS:
             raise UserError(f"mode: {mode!r} is unknown; legal are train, val (or valid) and test")
         image_size = whole_number("image_size", image_size)
         self._sample_length = whole_number("sample_length", sample_length)
+        self._as_uint8 = as_uint8
         split = SPLITS[mode]
         self._source = self._make_source(self.default_root if root is None else root, split, image_size)
         self._windows = self._make_windows(self._source.lengths, self.is_images or split == "train")
@@ -95,7 +97,8 @@ class EpisodeVideos(Dataset):
     def __getitem__(self, index):
         """The tuple (video, positions, sizes, ids, in_camera), see the class."""
         window = self._windows[index]
-        item = (to_video(self._read(*window)), *self._annotations(*window))
+        video = torch.from_numpy(self._read(*window)).permute(0, 3, 1, 2)
+        item = (video if self._as_uint8 else scaled(video), *self._annotations(*window))
         if self.is_images and self._sample_length == 1:
             return tuple(entry[0] if len(entry) else entry for entry in item)
         return item
@@ -111,10 +114,11 @@ class EpisodeVideos(Dataset):
         return (torch.empty(0),) * NO_ANNOTATIONS
 
 
-def to_video(frames):
-    """uint8 [T, H, W, 3] -> float32 [T, 3, H, W] in 0..1, in one pass over the frames."""
-    video = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    return torch.div(video, 255, out=torch.empty(video.shape))
+def scaled(frames):
+    """Frames as float32 in 0..1, contiguous: uint8 in 0..255 are divided in one pass, float32 are handed back."""
+    if frames.dtype != torch.uint8:
+        return frames
+    return torch.div(frames, 255, out=torch.empty(frames.shape, device=frames.device))
 
 
 def whole_number(name, value):

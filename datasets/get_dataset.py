@@ -9,7 +9,8 @@ when it is first asked for, so that its packages are needed only then) or given 
 
     variant(root, mode=mode, image_size=image_size, sample_length=seq_len)
 
-and, if it is registered with `takes_cache=True`, with `cache=` (whether to keep decoded frames on disk). It returns a
+and, if it is registered with `decodes=True`, with `cache=` (whether to keep decoded frames on disk) and `as_uint8=`
+(whether to leave frames uint8 in 0..255, see `datasets.episodes`). It returns a
 `torch.utils.data.Dataset`. `mode` is "train", "val", "valid" (= "val") or "test"; frames are float32 in
 0..1 with sides of `image_size` pixels. An item is a tuple whose first entry is
 
@@ -33,18 +34,18 @@ class _Variants:
     image: Callable | str | None
     video: Callable | str | None
     takes_num_items: bool
-    takes_cache: bool
+    decodes: bool
 
 
 _VARIANTS: dict[str, _Variants] = {}
 
 
-def register(name, image=None, video=None, takes_num_items=False, takes_cache=False):
+def register(name, image=None, video=None, takes_num_items=False, decodes=False):
     """Make a data set known under `name` (the configuration key `ds`).
 
     `image` and `video` are its variants, as the module's text says. With `takes_num_items` they are also called with
     `num_items=` (a positive int, or None for all) and make only that many, instead of making all and using the first;
-    with `takes_cache` with `cache=`, whether to keep decoded frames on disk rather than decode them for every item.
+    with `decodes` with `cache=` and `as_uint8=`, see `get_image_dataset`.
 
     Raises UserError for a name that is taken, a data set without a variant, and a text other than "module:attribute".
     """
@@ -55,7 +56,7 @@ def register(name, image=None, video=None, takes_num_items=False, takes_cache=Fa
     for variant in (image, video):
         if isinstance(variant, str) and not all(variant.partition(":")):
             raise UserError(f'register: {variant!r} of the data set {name!r} is not of the form "module:attribute"')
-    _VARIANTS[name] = _Variants(image, video, takes_num_items, takes_cache)
+    _VARIANTS[name] = _Variants(image, video, takes_num_items, decodes)
 
 
 def _shapes(root, mode, image_size, sample_length, num_items):
@@ -76,39 +77,41 @@ for _name, _classes in {
     "clevrer": "datasets.clevrer_ds:Clevrer",
     "video_folder": "datasets.video_folder_ds:VideoFolder",
 }.items():
-    register(_name, image=f"{_classes}Images", video=f"{_classes}Videos", takes_cache=True)
+    register(_name, image=f"{_classes}Images", video=f"{_classes}Videos", decodes=True)
 
 
-def get_image_dataset(ds, root, mode="train", image_size=128, seq_len=1, num_items=None, cache=True):
+def get_image_dataset(ds, root, mode="train", image_size=128, seq_len=1, num_items=None, cache=True, as_uint8=False):
     """The images of the data set `ds`.
 
     `root`: where it lies on disk (None: where the data set has a place of its own). `mode`: "train", "val" (or
     "valid") or "test". `image_size`: side of an image in pixels. `seq_len`: frames per item where the images come
     from videos. `num_items`: use only the first `num_items` items (all, if there are no more). `cache`: keep decoded
-    frames on disk, for the data sets that are decoded, rather than decode them anew for every item.
+    frames on disk, for the data sets that are decoded, rather than decode them anew for every item. `as_uint8`: leave
+    item 0 of these uint8 in 0..255, a quarter of the bytes to hand from process to process and to the device, for
+    `datasets.episodes.scaled` to scale there.
 
     Returns a Dataset whose item 0 is float32 [3, H, W] (or [seq_len, 3, H, W] for windows of videos) in 0..1. Raises
     UserError for an unknown name, a data set that has no images, and an illegal argument.
     """
-    return _make("image", ds, root, mode, image_size, seq_len, num_items, cache)
+    return _make("image", ds, root, mode, image_size, seq_len, num_items, cache, as_uint8)
 
 
-def get_video_dataset(ds, root, seq_len=1, mode="train", image_size=128, num_items=None, cache=True):
+def get_video_dataset(ds, root, seq_len=1, mode="train", image_size=128, num_items=None, cache=True, as_uint8=False):
     """The videos of the data set `ds`; arguments and errors as for `get_image_dataset`.
 
     Returns a Dataset whose item 0 is float32 [T, 3, H, W] in 0..1: in train a window of T = `seq_len` frames,
     otherwise a whole episode.
     """
-    return _make("video", ds, root, mode, image_size, seq_len, num_items, cache)
+    return _make("video", ds, root, mode, image_size, seq_len, num_items, cache, as_uint8)
 
 
-def _make(kind, ds, root, mode, image_size, seq_len, num_items, cache):
+def _make(kind, ds, root, mode, image_size, seq_len, num_items, cache, as_uint8):
     variant = _variant(kind, ds)
     if num_items is not None and (isinstance(num_items, bool) or not isinstance(num_items, int) or num_items < 1):
         raise UserError(f"num_items: {num_items!r} is not legal; it must be a whole number of at least 1, or None")
     options = {"num_items": num_items} if _VARIANTS[ds].takes_num_items else {}
-    if _VARIANTS[ds].takes_cache:
-        options["cache"] = cache
+    if _VARIANTS[ds].decodes:
+        options |= {"cache": cache, "as_uint8": as_uint8}
     dataset = variant(root, mode=mode, image_size=image_size, sample_length=seq_len, **options)
     if num_items is None or len(dataset) <= num_items:
         return dataset

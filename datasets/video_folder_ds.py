@@ -242,9 +242,9 @@ class VideoFolderVideos(EpisodeVideos):
 
     default_root = DEFAULT_ROOT
 
-    def __init__(self, root, mode="train", image_size=128, sample_length=10, cache=True):
+    def __init__(self, root, mode="train", image_size=128, sample_length=10, cache=True, as_uint8=False):
         self._keep = cache
-        super().__init__(root, mode, image_size, sample_length, cache)
+        super().__init__(root, mode, image_size, sample_length, cache, as_uint8)
 
     def _make_source(self, root, split, image_size):
         return _Videos(root, split, image_size, self._keep)

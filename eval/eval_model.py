@@ -16,17 +16,19 @@ from utils.errors import UserError
 FIGURE_COLUMNS = 8
 
 
-def image_dataset(config, mode):
-    """A DLPv2 run's data set: images, or clips of T + 1 frames where the model tracks. mode: "train", "val", "test"."""
+def image_dataset(config, mode, as_uint8=False):
+    """A DLPv2 run's data set: images, or clips of T + 1 frames where the model tracks. mode: "train", "val", "test".
+    as_uint8: see `get_image_dataset`."""
     seq_len = config.timestep_horizon + 1 if config.use_tracking else 1
     size = _size(config, mode)
-    return get_image_dataset(config.ds, config.root, mode, config.image_size, seq_len, size, config.cache)
+    return get_image_dataset(config.ds, config.root, mode, config.image_size, seq_len, size, config.cache, as_uint8)
 
 
-def video_dataset(config, mode, num_frames):
-    """A DDLP run's data set: in mode "train" windows of `num_frames` frames, in "val" and "test" whole episodes."""
-    size = _size(config, mode)
-    return get_video_dataset(config.ds, config.root, num_frames, mode, config.image_size, size, config.cache)
+def video_dataset(config, mode, num_frames, as_uint8=False):
+    """A DDLP run's data set: in mode "train" windows of `num_frames` frames, in "val" and "test" whole episodes.
+    as_uint8: see `get_video_dataset`."""
+    options = {"num_items": _size(config, mode), "cache": config.cache, "as_uint8": as_uint8}
+    return get_video_dataset(config.ds, config.root, num_frames, mode, config.image_size, **options)
 
 
 def _size(config, mode):

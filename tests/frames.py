@@ -23,7 +23,7 @@ def write_episodes(folder, numbers, prefix="", size=8, mode="RGB", digits=1):
     for episode, number in numbers.items():
         for frame in range(number):
             path = folder / episode / f"{prefix}{frame:0{digits}d}.png"
-            write_png(path, size, mode, seed=int.from_bytes(str(path.relative_to(folder.parent)).encode()))
+            write_png(path, size, mode, seed=int.from_bytes(str(path.relative_to(folder.parent)).encode(), "big"))
     return folder
 
 

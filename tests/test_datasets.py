@@ -386,9 +386,7 @@ def test_a_named_variant_is_imported_when_asked_for(registry, tmp_path, monkeypa
 
 def test_registry_refuses(registry):
     register("mine", video=Calls)
-    with pytest.raises(
-        UserError, match=r"'schapes' is not a known data set; known are balls, clevrer, mine, .*shapes"
-    ):
+    with pytest.raises(UserError, match=r"'schapes' is not a known data set; known are balls, clevrer, mine, .*shapes"):
         get_image_dataset("schapes", None)
     with pytest.raises(UserError, match=r"'mine' has no image variant; data sets that have one: balls, .*shapes"):
         get_image_dataset("mine", None)

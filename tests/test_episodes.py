@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets import frame_cache
-from datasets.episodes import Windows, to_video
+from datasets.episodes import Windows, scaled
 from tests.frames import TextEpisodes, TextVideos, digits_of, write_texts
 from utils.errors import UserError
 from utils.files import locked
@@ -118,12 +118,20 @@ def test_windows_are_moved_back_to_the_end():
     assert [windows[index] for index in range(5)] == [(0, 0, 10), (0, 10, 10), (0, 20, 10), (1, 0, 10), (1, 10, 10)]
 
 
-def test_to_video():
+def test_scaled():
     frames = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), np.uint8)
-    video = to_video(frames[:, :, ::-1].copy())
+    video = scaled(torch.from_numpy(frames[:, :, ::-1].copy()).permute(0, 3, 1, 2))
     assert video.dtype == torch.float32 and video.shape == (3, 3, 4, 5) and video.is_contiguous()
     for t, c, y, x in np.ndindex(*video.shape):
         assert video[t, c, y, x] == np.float32(frames[t, y, 4 - x, c]) / np.float32(255)
+    assert scaled(video) is video
+
+
+@pytest.mark.parametrize("mode", ["train", "val"])
+def test_items_as_uint8_are_the_same_when_scaled(root, mode):
+    as_bytes, floats = (TextVideos(root, mode, 4, 1, as_uint8=flag) for flag in (True, False))
+    assert as_bytes[0][0].dtype == torch.uint8
+    assert all(torch.equal(scaled(as_bytes[i][0]), floats[i][0]) for i in range(len(floats)))
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -217,7 +225,7 @@ def test_what_has_changed_is_decoded_anew_in_place_of_the_old(root, kind):
     change, expected = CHANGES[kind]
     change(root)
     dataset = TextVideos(root, "train", 4, 1)
-    assert digits_of(to_video(dataset._frames._frames)) == "".join(expected)
+    assert digits_of(scaled(torch.from_numpy(dataset._frames._frames).permute(0, 3, 1, 2))) == "".join(expected)
     now = files_in(root / ".cache")
     assert len(now) == 3 and old not in now and set(kept) - {old} < set(now)
 

@@ -4,6 +4,7 @@ import argparse
 
 import torch
 
+from datasets.episodes import scaled
 from eval.image_metrics import available_metrics
 from utils import checkpoints
 from utils.config import OVERRIDE, Config, add_override_arguments, overrides_from
@@ -74,7 +75,7 @@ class ParticleTask(Task):
         """The first items of the training set, stacked: [n, ...]."""
         items = self.train_set()
         x = torch.stack([items[i][0] for i in range(min(FIGURE_ITEMS, len(items)))])
-        return x.to(self.accelerator.device)
+        return scaled(x.to(self.accelerator.device))
 
 
 def health(output):
