@@ -26,7 +26,7 @@ class DDLPTask(ParticleTask):
 
     def train_set(self):
         # What evaluation will need is looked for before training starts.
-        needed = max(self.config.animation_horizon, self.config.timestep_horizon + 1, as_uint8=True)
+        needed = max(self.config.animation_horizon, self.config.timestep_horizon + 1)
         first_frames(video_dataset(self.config, "val", needed)[0], needed)
         return video_dataset(self.config, "train", self.config.timestep_horizon + 1, as_uint8=True)
 
