@@ -109,10 +109,11 @@ def test_a_step_minimises_the_elbo_of_the_configuration(balls_data, tmp_path, mo
     torch.manual_seed(5)
     loss = trainer.task.losses(model, batch, trainer.progress)["loss"]
     torch.manual_seed(5)
-    output = model(batch[0], num_static_frames=2)
+    clip = batch[0] / 255  # loading processes hand over uint8
+    output = model(clip, num_static_frames=2)
     discount = [4 / 3, 4 / 6]  # step 9 // 3; entries 0 .. T - num_static
     expected = model.calc_elbo(
-        batch[0], output, num_static=2, dynamic_discount=[min(1.0, weight) for weight in discount], **weights
+        clip, output, num_static=2, dynamic_discount=[min(1.0, weight) for weight in discount], **weights
     )
     torch.testing.assert_close(loss, expected["loss"])
 

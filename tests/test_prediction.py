@@ -371,7 +371,8 @@ def test_positions_need_a_data_set_that_knows_them(run, monkeypatch):
     def unlabelled(root, **options):
         return [(torch.rand(HORIZON, 3, 32, 32), *4 * [torch.empty(0)])]
 
-    monkeypatch.setitem(get_dataset._VARIANTS, "unlabelled", get_dataset._Variants(None, unlabelled, False))
+    monkeypatch.setattr(get_dataset, "_VARIANTS", {})
+    get_dataset.register("unlabelled", video=unlabelled)
     config = run.config.replace(ds="unlabelled")
     with pytest.raises(UserError, match=r"metrics: position needs .* which ds unlabelled lacks"):
         measure_predictions(run.load_model(), "cpu", config, HORIZON, "test", COND, ("position",))

@@ -256,7 +256,7 @@ def refuse_download(*arguments, **options):
         (["--resume", "{run}", "--lr", "0.1"], "--lr cannot change when a run goes on; legal: num_epochs"),
         (["-d", "nothing"], "nothing.json: not found"),
         (["-d", "{config}", "--batch_size", "25"], "train_size is 24; legal: at least batch_size 25"),
-        (["-d", "{config}", "--ds", "nothing"], "'nothing' is not a known data set; known are balls, shapes"),
+        (["-d", "{config}", "--ds", "nothing"], "'nothing' is not a known data set; known are balls, clevrer, "),
         (["-d", "{config}", "--load_model", "true", "--pretrained_path", "no.pth"], "no.pth: no such checkpoint file"),
         (["-d", "{config}", "--anchor_s", "0.3"], "anchor_s is 0.3; legal:"),
     ],
