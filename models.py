@@ -1,24 +1,28 @@
 """The models: how the modules are put together, and their losses (arXiv 2306.05957, sections 3.1 and 3.2).
 
 `ObjectDLP` is DLPv2: images as particles and a background. `ObjectDynamicsDLP` is DDLP: videos as particles that are
-tracked and whose future is predicted. Shape letters: B batch,
-T frames, K particles, N proposals, C channels, H x W the image, g the glimpse's side, d and d_bg the widths of the
-appearance and of the background.
+tracked and whose future is predicted. `DiffuseDDLP` generates videos: a diffusion draws the particles of the first
+frames, from which a trained DDLP predicts and draws the video. Shape letters: B batch, T frames, K particles,
+N proposals, C channels, H x W the image, g the glimpse's side, d and d_bg the widths of the appearance and of the
+background, F the width of a particle as a token.
 """
 
 import inspect
 import math
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modules.diffusion_modules import GaussianDiffusionPINT, ParticleNormalization, PINTDenoiser, UNetDenoiser
 from modules.dynamics_modules import DynamicsDLP, prediction_dict
 from modules.modules import Architecture, Background, Foreground, Stage
 from modules.particles import BetaParams, Gaussian, Particles, Posterior, Prediction, TensorTree
-from utils.config import ARCHITECTURE, Config, check_architecture, check_dynamics
+from utils import checkpoints
+from utils.config import ARCHITECTURE, Config, DiffuseConfig, check_architecture, check_dynamics
 from utils.errors import UserError
 from utils.loss_functions import ChamferLossKL, calc_kl, calc_kl_beta_dist, calc_reconstruction_loss
 
@@ -715,6 +719,147 @@ class ObjectDynamicsDLP(ParticleModel):
         if len(discount) < count:
             raise UserError(f"dynamic_discount has {len(discount)} entries; legal: at least {count}")
         return torch.as_tensor(discount).to(like)[:count]
+
+
+class DiffuseDDLP(nn.Module):
+    """DiffuseDDLP: videos from nothing. A diffusion draws the particles of the first `diffuse_frames` frames, PINT
+    predicts the others, and the DDLP draws them all.
+
+    config, ddlp_config: the `DiffuseConfig` and the DDLP's `Config`, whose PINT settings are the denoiser's; ddlp: the
+    trained DDLP, which is frozen here: always in evaluation mode, without gradients. Training moves `diffusion` alone;
+    `normalization` must have been fitted before (`ParticleNormalization.fit`).
+    """
+
+    def __init__(self, config, ddlp_config, ddlp):
+        super().__init__()
+        self.config, self.ddlp_config = config, ddlp_config
+        self.ddlp = ddlp.eval().requires_grad_(False)
+        d, d_bg = ddlp.architecture.learned_feature_dim, ddlp.architecture.bg_feature_dim
+        self.normalization = ParticleNormalization(d, d_bg, config.particle_norm)
+        self.layout = self.normalization.layout
+        self.num_tokens = ddlp_config.n_kp_enc + 1
+        self.register_buffer("mask", self.layout.mask(self.num_tokens), persistent=False)
+        self.diffusion = GaussianDiffusionPINT(
+            self._denoiser(),
+            seq_length=config.diffuse_frames,
+            timesteps=config.diffusion_num_steps,
+            loss_type=config.loss_type,
+            objective="pred_x0",
+            clip_denoised=config.particle_norm == "minmax",
+        )
+
+    def _denoiser(self):
+        width, pint = self.layout.width, self.ddlp_config
+        if self.config.denoiser == "unet":
+            return UNetDenoiser(width, pint.pint_dim, pint.pint_heads, max_particles=self.num_tokens)
+        return PINTDenoiser(
+            width,
+            pint.pint_dim,
+            pint.pint_dim,
+            n_head=pint.pint_heads,
+            n_layer=pint.pint_layers,
+            block_size=self.config.diffuse_frames,
+            max_particles=self.num_tokens,
+        )
+
+    @classmethod
+    def from_config(cls, config, ddlp_config, ddlp=None):
+        """The model of two configurations, each an object or a dict of its keys, around a DDLP; without one, around a
+        new DDLP with random weights."""
+        config, ddlp_config = DiffuseConfig.from_dict(config), Config.from_dict(ddlp_config)
+        return cls(config, ddlp_config, ObjectDynamicsDLP.from_config(ddlp_config) if ddlp is None else ddlp)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.ddlp.eval()
+        return self
+
+    # -------------------------------------------------------------------------------------------------- training
+
+    def encode(self, videos):
+        """The particles of the first `diffuse_frames` frames, the posteriors' means, as tokens that are not normalised.
+
+        videos: [B, diffuse_frames or more, C, H, W]. Returns tokens [B, diffuse_frames, K + 1, F] and the mask, 0 on
+        their padding, of the same shape.
+        """
+        frames = self.config.diffuse_frames
+        if videos.dim() == 5 and videos.shape[1] < frames:
+            raise UserError(f"a clip of {videos.shape[1]} frames; legal: diffuse_frames {frames} or more")
+        tokens = self.layout.pack(self.ddlp.track(videos[:, :frames], bg_masks_from_fg=True))
+        return tokens, self.mask.expand_as(tokens)
+
+    def forward(self, tokens):
+        """The training loss, a scalar, of tokens that `encode` gave."""
+        return self.diffusion(self.normalization.normalize(tokens), self.mask)
+
+    def loss(self, videos):
+        """The training loss of videos, as for `encode`."""
+        return self(self.encode(videos)[0])
+
+    # -------------------------------------------------------------------------------------------------- sampling
+
+    @torch.no_grad()
+    def sample(self, n, horizon, **options):
+        """Generate n videos of `horizon` frames: [n, horizon, C, H, W]. options: those of `sample_particles`."""
+        return self.ddlp.render(self.sample_particles(n, horizon, **options))
+
+    @torch.no_grad()
+    def sample_particles(self, n, horizon, *, sampler=None, steps=None, seed=None, deterministic=True, progress=iter):
+        """The particles of n videos: `Particles` [n, horizon, ...].
+
+        sampler, steps: see `GaussianDiffusionPINT.sample`, by default those of the configuration; seed: of all draws;
+        deterministic: PINT's means instead of samples; progress: what the steps are wrapped in, such as tqdm.
+        Raises `UserError` if an argument is not legal.
+        """
+        frames = self.config.diffuse_frames
+        if horizon < frames:
+            raise UserError(f"horizon is {horizon}; legal: diffuse_frames {frames} or more")
+        if sampler is None:
+            sampler, steps = self.config.sampler, self.config.sampling_steps if steps is None else steps
+        with _seeded(seed, self.mask.device):
+            tokens = self.diffusion.sample(n, sampler=sampler, steps=steps, progress=progress)
+            particles = self.particles_of(tokens)
+            return self.ddlp.predict(particles, horizon - frames, deterministic)
+
+    def particles_of(self, tokens):
+        """Normalised tokens -> `Particles`, whose transparency is within 0..1, as whatever uses it expects."""
+        particles = self.layout.unpack(self.normalization.unnormalize(tokens))
+        particles.obj_on = particles.obj_on.clamp(0, 1)
+        return particles
+
+    # ----------------------------------------------------------------------------------------------------- files
+
+    def save(self, path):
+        """Write configurations and all weights to one file, which `load` reads."""
+        contents = {
+            "config": self.config.to_dict(),
+            "ddlp_config": self.ddlp_config.to_dict(),
+            "weights": self.state_dict(),
+        }
+        checkpoints.save(contents, path)
+
+    @classmethod
+    def load(cls, path):
+        """The model in a file that `save` wrote, on the CPU, in evaluation mode; `UserError` if it is none."""
+        contents = checkpoints.load(path)
+        if not isinstance(contents, dict) or not {"config", "ddlp_config", "weights"} <= contents.keys():
+            raise UserError(f"{path}: not a file of DiffuseDDLP.save: no config, ddlp_config and weights in it")
+        config = DiffuseConfig.from_dict(contents["config"], where=f"{path}: config")
+        ddlp_config = Config.from_dict(contents["ddlp_config"], where=f"{path}: ddlp_config")
+        model = cls.from_config(config, ddlp_config)
+        checkpoints.insert_weights(model, contents["weights"], path)
+        return model.eval()
+
+
+@contextmanager
+def _seeded(seed, device):
+    """Seeded random numbers for a while, none touched outside; without a seed, as ever."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 # ----------------------------------------------------------------------------- the release's dictionaries, and terms

@@ -15,19 +15,24 @@ DEPTH_MARK = "depth_logvar_from_mean"  # in the state dicts of models without th
 
 
 class RelativePositionBias(nn.Module):
-    """Learned biases of the attention's logits by the tokens' distance in time and in particle order."""
+    """Learned biases of the attention's logits by the tokens' distance in time and, unless `max_particles` is None, in
+    particle order."""
 
     def __init__(self, n_head, max_frames, max_particles):
         super().__init__()
         self.max_frames, self.max_particles = max_frames, max_particles
         self.rel_pos_bias = nn.Parameter(0.02 * torch.randn(2 * max_frames - 1, n_head))
-        self.particle_rel_pos_bias = nn.Parameter(0.02 * torch.randn(2 * max_particles - 1, n_head))
+        self.particle_rel_pos_bias = (
+            None if max_particles is None else nn.Parameter(0.02 * torch.randn(2 * max_particles - 1, n_head))
+        )
 
     def forward(self, n_particles, n_frames):
         """[heads, N, T, N, T], from token (i, t) to token (j, s)."""
-        time = self._by_distance(self.rel_pos_bias, n_frames, self.max_frames)  # [heads, T, T]
+        time = self._by_distance(self.rel_pos_bias, n_frames, self.max_frames)[:, None, :, None, :]
+        if self.particle_rel_pos_bias is None:
+            return time.expand(-1, n_particles, -1, n_particles, -1)
         particle = self._by_distance(self.particle_rel_pos_bias, n_particles, self.max_particles)  # [heads, N, N]
-        return time[:, None, :, None, :] + particle[:, :, None, :, None]
+        return time + particle[:, :, None, :, None]
 
     @staticmethod
     def _by_distance(table, count, maximum):
@@ -134,8 +139,8 @@ class ParticleDecoder(nn.Module):
 
 
 class DynamicsDLP(nn.Module):
-    """PINT. `block_size`: the longest window, T_max frames; `max_particles`: K + 1; the window's last prediction is the
-    next frame's.
+    """PINT. `block_size`: the longest window, T_max frames; `max_particles`: K + 1, or None for any number, without a
+    bias by particle order; the window's last prediction is the next frame's.
 
     With `depth_logvar_from_mean` the depth's logvar is its mean (before the current depth is added to it), as in the
     published release. A state dict says so by what it lacks: published ones have no entry `depth_logvar_from_mean`, and

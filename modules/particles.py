@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Beta
 
@@ -117,6 +118,59 @@ class Particles(TensorTree):
     obj_on: Tensor  # [*, K] transparency, 0 (invisible) to 1
     z_features: Tensor  # [*, K, d] appearance
     z_bg: Tensor | None = None  # [*, d_bg] background
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """How particles lie in the tokens of the diffusion, [*, K + 1, width], width = 2 + 2 + 1 + 1 + max(d, d_bg).
+
+    A particle is [position 2, scale 2, depth 1, obj_on 1, features d], the background, the last token,
+    [0, 0, z_bg d_bg]; zeros fill what is left of either.
+    """
+
+    features_dim: int  # d
+    bg_features_dim: int  # d_bg
+
+    @property
+    def particle_dim(self):
+        return 2 + 2 + 1 + 1 + self.features_dim
+
+    @property
+    def width(self):
+        return 2 + 2 + 1 + 1 + max(self.features_dim, self.bg_features_dim)
+
+    def join(self, particles, background):
+        """[*, K, 6 + d] and [*, d_bg] -> tokens."""
+        particles = F.pad(particles, (0, self.width - self.particle_dim))
+        background = F.pad(background, (2, self.width - 2 - self.bg_features_dim))
+        return torch.cat([particles, background.unsqueeze(-2)], dim=-2)
+
+    def split(self, tokens):
+        """What `join` joined: [*, K, 6 + d] and [*, d_bg]."""
+        return tokens[..., :-1, : self.particle_dim], tokens[..., -1, 2 : 2 + self.bg_features_dim]
+
+    def pack(self, particles):
+        """`Particles` -> tokens."""
+        attributes = [
+            particles.z,
+            particles.z_scale,
+            particles.z_depth,
+            particles.obj_on.unsqueeze(-1),
+            particles.z_features,
+        ]
+        return self.join(torch.cat(attributes, dim=-1), particles.z_bg)
+
+    def unpack(self, tokens):
+        """Tokens -> `Particles`."""
+        particles, background = self.split(tokens)
+        z, z_scale, z_depth, obj_on, z_features = particles.split([2, 2, 1, 1, self.features_dim], dim=-1)
+        return Particles(z, z_scale, z_depth, obj_on.squeeze(-1), z_features, background)
+
+    def mask(self, num_tokens):
+        """1 where a token holds a value (or the background's position), 0 where it is padded: [K + 1, width]."""
+        mask = self.join(torch.ones(num_tokens - 1, self.particle_dim), torch.ones(self.bg_features_dim))
+        mask[-1, :2] = 1
+        return mask
 
 
 @dataclass

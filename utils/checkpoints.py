@@ -38,7 +38,11 @@ def load_weights(model, path):
 
     Raises `UserError` that names the file and what differs.
     """
-    weights = load(path)
+    insert_weights(model, load(path), path)
+
+
+def insert_weights(model, weights, path):
+    """`load_weights` of a state dict that was read from a file; `path` is for the message."""
     if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):
         raise UserError(f"{path}: not a file of weights (a state dict of tensors)")
     expected = model.state_dict()

@@ -1,9 +1,9 @@
-"""The configuration of a DLP or DDLP run: its keys with their defaults, legal values and meaning, its files, and its
-command-line overrides.
+"""The configuration of a run, `Config` for DLP and DDLP and `DiffuseConfig` for DiffuseDDLP: its keys with their
+defaults, legal values and meaning, its files, and its command-line overrides.
 
-On disk a configuration is one flat JSON object with the keys of the published release. Every `Config` is legal:
-however it is made, it is checked as a whole; what is wrong is a `UserError` that names the key, its value and what is
-legal.
+On disk a configuration is one flat JSON object with the keys of the published release. Every configuration object is
+legal: however it is made, it is checked as a whole; what is wrong is a `UserError` that names the key, its value and
+what is legal.
 """
 
 import difflib
@@ -23,7 +23,7 @@ from utils.errors import UserError
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 METRICS = ("lpips", "ssim", "psnr")
-IGNORED = {"context_dim"}  # published once, without an effect
+SAMPLERS = ("ddpm", "ddim", "dpm++")
 SMALLEST_FEATURE_IMAGE = 32  # VGG-16 and LPIPS halve an image five times
 
 OVERRIDE = "override_"  # the argparse names of overrides, apart from those of a script's own options
@@ -75,8 +75,84 @@ def key(default, meaning, legal=ANY):
     return field(default=default, metadata={"meaning": meaning, "legal": legal})
 
 
+class BaseConfig:
+    """What the configurations share; a subclass is a frozen dataclass whose fields are made by `key`.
+
+    A field without a default is a key that must be given; `IGNORED` are keys that are accepted without an effect.
+    """
+
+    IGNORED = frozenset()
+
+    @staticmethod
+    def is_own_file(name):
+        """Whether the file of that name in configs/ is of this kind."""
+        return True
+
+    def __post_init__(self):
+        for name, entry in self.keys().items():
+            object.__setattr__(self, name, _checked(entry, getattr(self, name)))
+        self.check()
+
+    def check(self):
+        """Raise `UserError` unless the values are legal together."""
+
+    @classmethod
+    def keys(cls):
+        """The keys in the files' order, each name with its dataclass field."""
+        return {entry.name: entry for entry in fields(cls)}
+
+    @classmethod
+    def from_dict(cls, mapping, where="configuration"):
+        """The configuration in ``mapping`` (key to value, as in the JSON file; a configuration is returned as it is).
+
+        A key that nothing reads gives a `UserWarning`; an illegal value or combination raises `UserError`, its text
+        beginning with ``where``.
+        """
+        if isinstance(mapping, cls):
+            return mapping
+        if not isinstance(mapping, Mapping):
+            raise UserError(f"{where}: not a JSON object of keys and values")
+        keys = cls.keys()
+        for name, entry in keys.items():
+            if entry.default is MISSING and name not in mapping:
+                raise UserError(f"{where}: {name} is missing; legal: {_legal(entry)}")
+        for name in mapping:
+            if name not in keys and name not in cls.IGNORED:
+                near = difflib.get_close_matches(str(name), keys, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                warnings.warn(f"{where}: unknown key {name} is ignored{hint}", UserWarning, stacklevel=2)
+        return _at(where, cls, **{name: value for name, value in mapping.items() if name in keys})
+
+    @classmethod
+    def load(cls, name_or_path):
+        """Read the file of that name in ``configs/`` ("shapes"), or the file at a path that ends in ".json".
+
+        Raises `UserError` if there is no such file, or if it cannot be read, is not valid JSON or is not legal.
+        """
+        path = cls._path(name_or_path)
+        return cls.from_dict(read_json(path, cls.is_own_file), where=str(path))
+
+    @staticmethod
+    def _path(name_or_path):
+        is_path = str(name_or_path).endswith(".json")
+        return Path(name_or_path) if is_path else CONFIG_DIR / f"{name_or_path}.json"
+
+    def replace(self, where="configuration", /, **overrides):
+        """A copy with some keys changed, checked as a whole; the text of a `UserError` begins with ``where``."""
+        keys = self.keys()
+        for name in overrides:
+            if name not in keys:
+                raise UserError(f"{where}: unknown key {name}; legal: {', '.join(keys)}")
+        return _at(where, type(self), **{**self.to_dict(), **overrides})
+
+    def to_dict(self):
+        """Key to value in the files' order, lists for tuples: what `from_dict` and JSON take."""
+        values = {name: getattr(self, name) for name in self.keys()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
 @dataclass(frozen=True)
-class Config:
+class Config(BaseConfig):
     """One run, DLP or DDLP; the attributes are the keys of the JSON file. Lists are tuples here.
 
     A key that a file lacks has the default below; only ``ds`` has none. ``pad_mode`` is "replicate" or "zeros":
@@ -162,57 +238,66 @@ class Config:
     val_size: int | None = key(None, "items of the validation set to use; null: all", at_least(1))
     cache: bool = key(True, "keep decoded frames on disk, instead of decoding them for every item")
 
-    def __post_init__(self):
-        for name in KEYS:
-            object.__setattr__(self, name, _checked(name, getattr(self, name)))
+    IGNORED = frozenset({"context_dim"})  # published once, without an effect
+
+    @staticmethod
+    def is_own_file(name):
+        return not DiffuseConfig.is_own_file(name)
+
+    def check(self):
         check_architecture(cdim=self.ch, **{name: getattr(self, name) for name in ARCHITECTURE})
         check_dynamics(self.pint_layers, self.pint_heads, self.pint_dim, self.timestep_horizon)
         _check_run(self)
 
-    @classmethod
-    def from_dict(cls, mapping, where="configuration"):
-        """The configuration in ``mapping`` (key to value, as in the JSON file; a `Config` is returned as it is).
 
-        A key that nothing reads gives a `UserWarning`; an illegal value or combination raises `UserError`, its text
-        beginning with ``where``.
-        """
-        if isinstance(mapping, cls):
-            return mapping
-        if not isinstance(mapping, Mapping):
-            raise UserError(f"{where}: not a JSON object of keys and values")
-        if "ds" not in mapping:
-            raise UserError(f"{where}: ds is missing; legal: {_legal('ds')}")
-        for name in mapping:
-            if name not in KEYS and name not in IGNORED:
-                near = difflib.get_close_matches(str(name), KEYS, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                warnings.warn(f"{where}: unknown key {name} is ignored{hint}", UserWarning, stacklevel=2)
-        return _at(where, cls, **{name: value for name, value in mapping.items() if name in KEYS})
-
-    @classmethod
-    def load(cls, name_or_path):
-        """Read the file of that name in ``configs/`` ("shapes"), or the file at a path that ends in ".json".
-
-        Raises `UserError` if there is no such file, or if it cannot be read, is not valid JSON or is not legal.
-        """
-        is_path = str(name_or_path).endswith(".json")
-        path = Path(name_or_path) if is_path else CONFIG_DIR / f"{name_or_path}.json"
-        return cls.from_dict(read_json(path), where=str(path))
-
-    def replace(self, where="configuration", /, **overrides):
-        """A copy with some keys changed, checked as a whole; the text of a `UserError` begins with ``where``."""
-        for name in overrides:
-            if name not in KEYS:
-                raise UserError(f"{where}: unknown key {name}; legal: {', '.join(KEYS)}")
-        return _at(where, Config, **{**self.to_dict(), **overrides})
-
-    def to_dict(self):
-        """Key to value in the files' order, lists for tuples: what `from_dict` and JSON take."""
-        values = {name: getattr(self, name) for name in KEYS}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+KEYS = Config.keys()
 
 
-KEYS = {entry.name: entry for entry in fields(Config)}
+@dataclass(frozen=True, kw_only=True)
+class DiffuseConfig(BaseConfig):
+    """One run of DiffuseDDLP; the attributes are the keys of `diffuse_ddlp.json` and `diffusion_hparams.json`."""
+
+    ds: str = key(MISSING, "the data set, a name that datasets/get_dataset.py knows", NAME)
+    ds_root: str | None = key(None, "where the data set lies: a folder or file; null: made on the fly", NOT_EMPTY)
+    device: str = key("cuda", "the device; cuda falls back to the CPU where there is none", DEVICE)
+    batch_size: int = key(32, "clips in a batch, for each process", at_least(1))
+    lr: float = key(8e-5, "Adam's learning rate", POSITIVE)
+    train_num_steps: int = key(700_000, "training steps", at_least(1))
+    diffusion_num_steps: int = key(1000, "steps of the diffusion's noise schedule", at_least(2))
+    loss_type: str = key("l1", "error between the denoiser's output and its target", one_of("l1", "l2"))
+    particle_norm: str = key("minmax", "how particles are normalised", one_of("minmax", "std"))
+    diffuse_frames: int = key(4, "first frames of a clip, which are generated; PINT predicts the others", at_least(1))
+    ddlp_dir: str = key(MISSING, "run directory or released folder of the DDLP, with its hparams.json", NOT_EMPTY)
+    ddlp_ckpt: str | None = key(None, "file of the DDLP's weights; null: found in ddlp_dir", NOT_EMPTY)
+    result_dir: str | None = key(None, "run directory to continue; null: a new one", NOT_EMPTY)
+    denoiser: str = key("pint", "PINT's transformer, or a U-Net to compare it with", one_of("pint", "unet"))
+    sampler: str = key("ddpm", "how samples are drawn", one_of(*SAMPLERS))
+    sampling_steps: int | None = key(None, "denoising steps of a sample; null: diffusion_num_steps", at_least(1))
+    save_and_sample_every: int = key(1000, "training steps between two saves, each with samples drawn", at_least(1))
+    ema_decay: float = key(0.995, "decay of the moving average of the weights", FRACTION)
+    ema_update_every: int = key(10, "training steps between two updates of the moving average", at_least(1))
+    encode_on_the_fly: bool = key(False, "encode each batch anew, instead of the whole training set once")
+    seed: int = key(0, "seed of the random numbers", SEED)
+    num_workers: int = key(2, "processes that load data", at_least(0))
+    cache: bool = key(True, "keep decoded frames on disk, instead of decoding them for every item")
+
+    @staticmethod
+    def is_own_file(name):
+        return name.startswith("diffuse")
+
+    @staticmethod
+    def _path(name_or_path):
+        """As `Config`'s; also a file's name alone, ending in ".json", is looked up in ``configs/`` first."""
+        path = BaseConfig._path(name_or_path)
+        in_configs = CONFIG_DIR / path
+        return in_configs if path == Path(path.name) and in_configs.is_file() else path
+
+    def check(self):
+        steps, every = self.sampling_steps, self.diffusion_num_steps
+        if steps is not None and steps > every:
+            raise _illegal("sampling_steps", steps, f"1 to diffusion_num_steps {every}, or null")
+        if steps not in (None, every) and self.sampler == "ddpm":
+            raise _illegal("sampling_steps", steps, f'null or {every} with sampler "ddpm", which takes all steps')
 
 
 def check_architecture(
@@ -248,7 +333,7 @@ def check_architecture(
     """
     for name, value in list(locals().items()):
         if name in KEYS:
-            _checked(name, value)
+            _checked(KEYS[name], value)
     if not isinstance(cdim, int) or cdim < 1:
         raise _illegal("cdim", cdim, "an integer, at least 1")
     stages = len(enc_channels)
@@ -287,7 +372,7 @@ def _check_glimpse(anchor_s, image_size):
 def check_dynamics(pint_layers, pint_heads, pint_dim, timestep_horizon):
     """Raise `UserError` unless PINT can be built of these; its sinusoidal time embedding needs an even width."""
     for name, value in list(locals().items()):
-        _checked(name, value)
+        _checked(KEYS[name], value)
     if pint_dim % pint_heads or pint_dim % 2:
         raise _illegal("pint_dim", pint_dim, f"an even multiple of pint_heads {pint_heads}")
 
@@ -324,16 +409,15 @@ def _powers_of_two(highest):
     return [2**power for power in range(highest.bit_length())]
 
 
-def _checked(name, value):
-    """``value`` as the type of the key ``name``, or `UserError`."""
-    entry = KEYS[name]
+def _checked(entry, value):
+    """``value`` as the type of the key ``entry``, or `UserError`."""
     try:
         value = _converted(value, entry.type)
         legal = value is None or entry.metadata["legal"].test(value)
     except (TypeError, OverflowError):  # another type, or an integer too large for a float
         legal = False
     if not legal:
-        raise _illegal(name, value, _legal(name))
+        raise _illegal(entry.name, value, _legal(entry))
     return value
 
 
@@ -358,9 +442,9 @@ def _is_nullable(kind):
     return NoneType in get_args(kind)
 
 
-def _legal(name):
+def _legal(entry):
     """What is legal for a key, in words: its type and values."""
-    kind, legal = KEYS[name].type, KEYS[name].metadata["legal"].text
+    kind, legal = entry.type, entry.metadata["legal"].text
     null = ", or null" if _is_nullable(kind) else ""
     return f"{_described(kind)}{', ' if legal else ''}{legal}{null}"
 
@@ -387,15 +471,18 @@ def _at(where, function, *arguments, **values):
         raise UserError(f"{where}: {error}") from None
 
 
-def read_json(path):
-    """What a JSON file holds. Raises `UserError` if there is no such file, it cannot be read or is not valid JSON."""
+def read_json(path, is_choice=lambda name: True):
+    """What a JSON file holds. Raises `UserError` if there is no such file, it cannot be read or is not valid JSON.
+
+    is_choice: which names of files in configs/ the message proposes in place of one that is missing.
+    """
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: invalid JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
     except FileNotFoundError:
-        names = ", ".join(sorted(file.stem for file in CONFIG_DIR.glob("*.json")))
+        names = ", ".join(sorted(file.stem for file in CONFIG_DIR.glob("*.json") if is_choice(file.stem)))
         raise UserError(f"{path}: not found; legal: a path that ends in .json, or one of {names}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
@@ -403,8 +490,10 @@ def read_json(path):
         raise UserError(f"{path}: invalid JSON: {error}") from None
 
 
-def add_override_arguments(parser, exclude=()):
+def add_override_arguments(parser, exclude=(), kind=Config):
     """Give ``parser`` an option ``--KEY VALUE`` for every key but those in ``exclude``; `overrides_from` reads them.
+
+    ``kind``: whose keys, `Config` or `DiffuseConfig`.
 
     Abbreviated options are switched off: a mistyped key is an error, not another key.
     """
@@ -414,7 +503,7 @@ def add_override_arguments(parser, exclude=()):
         "--KEY VALUE replaces the configuration's value. Lists: 16,32 or 16 32 or [16, 32].\n"
         "A VALUE that begins with a minus sign: --KEY=VALUE. Defaults are those of a configuration without the key.",
     )
-    for name, entry in KEYS.items():
+    for name, entry in kind.keys().items():
         if name in exclude:
             continue
         default = "" if entry.default is MISSING else f"; default {json.dumps(entry.default)}"
@@ -423,19 +512,20 @@ def add_override_arguments(parser, exclude=()):
             dest=OVERRIDE + name,
             nargs="+" if get_origin(entry.type) is tuple else None,
             metavar="VALUE",
-            help=f"{entry.metadata['meaning']} ({_legal(name)}{default})".replace("%", "%%"),
+            help=f"{entry.metadata['meaning']} ({_legal(entry)}{default})".replace("%", "%%"),
         )
 
 
-def overrides_from(args):
-    """The overrides among the parsed arguments, key to value; `UserError` if one is illegal by itself.
+def overrides_from(args, kind=Config):
+    """The overrides of a ``kind``, `Config` or `DiffuseConfig`, among the parsed arguments: key to value.
 
+    Raises `UserError` if one is illegal by itself.
     Combinations are checked where the overrides are applied: ``config.replace("command line", **overrides)``.
     """
-    given = {name: getattr(args, OVERRIDE + name, None) for name in KEYS}
+    given = {name: (entry, getattr(args, OVERRIDE + name, None)) for name, entry in kind.keys().items()}
     return {
-        name: _at("command line", _checked, name, _parsed(text, KEYS[name].type))
-        for name, text in given.items()
+        name: _at("command line", _checked, entry, _parsed(text, entry.type))
+        for name, (entry, text) in given.items()
         if text is not None
     }
 
