@@ -91,6 +91,10 @@ class EpisodeVideos(Dataset):
                 f"{self._source.place}"
             )
 
+    def fingerprint(self):
+        """16 characters that change when the frames may have changed."""
+        return self._source.fingerprint()
+
     def __len__(self):
         return len(self._windows)
 

@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,17 @@ from utils.files import locked, replacing
 
 _VERSION = 1  # of how frames are decoded and kept; another number makes every file anew
 _BLOCK = 100  # frames that are decoded at a time
-_WITHOUT = "or cache false (--no_cache), which decodes every item anew"
+
+
+@dataclass(frozen=True)
+class Words:
+    """What is kept, and how to go on without keeping it, for messages."""
+
+    what: str
+    without: str
+
+
+_FRAMES = Words("decoded frames", "or cache false (--no_cache), which decodes every item anew")
 
 
 class CachedFrames:
@@ -81,21 +92,41 @@ def cached(source):
     not legal, there is no room, or no folder that can be written to.
     """
     name = f"{source.name}_{source.image_size}"
-    file_name = f"{name}_{_fingerprint(source)}.npy"
-    folders = _folders(source.folder)
+    return kept(
+        source.folder,
+        name,
+        f"{name}_{_fingerprint(source)}.npy",
+        load=lambda path: _whole(path, source),
+        write=lambda path: _write(path, name, source),
+        waiting=f"waiting for another process that decodes the frames of {source.place}",
+    )
+
+
+def kept(root, name, file_name, load, write, waiting, words=_FRAMES):
+    """What `load` reads from the file of that name in a cache folder of the data set at `root`, written there first
+    where no folder has it.
+
+    load: a function of a path; None if the file is missing or not as it should be; write: a function of a path, called
+    by one process, while the others of that `name` wait, having printed the line `waiting`. Raises UserError where
+    there is no room, or no folder that can be written to.
+    """
+    folders = _folders(Path(root))
     for folder in folders:
-        frames = _whole(folder / file_name, source)
-        if frames is not None:
-            return frames
-    folder = _writable(folders, name)
+        found = load(folder / file_name)
+        if found is not None:
+            return found
+    folder = _writable(folders, name, words)
     path = folder / file_name
     try:
-        with locked(_lock(folder, name), f"waiting for another process that decodes the frames of {source.place}"):
-            if _whole(path, source) is None:
-                _write(path, name, source)
+        with locked(_lock(folder, name), waiting):
+            if load(path) is None:
+                write(path)
     except OSError as error:
-        raise _not_kept([f"{folder} ({error.strerror})"]) from error
-    return CachedFrames(path, source.lengths, source.image_size)
+        raise _not_kept([f"{folder} ({error.strerror})"], words) from error
+    found = load(path)
+    if found is None:
+        raise UserError(f"{path}: has been deleted or replaced in the meantime; start again")
+    return found
 
 
 def _fingerprint(source):
@@ -117,12 +148,12 @@ def _folders(root):
 def locked_folder(root, name, waiting):
     """Yield the folder, made if need be, in which what is called `name` of the data set at `root` may be kept; the
     other processes that want to wait meanwhile, having printed the line `waiting`. Raises UserError where none is."""
-    folder = _writable(_folders(root), name)
+    folder = _writable(_folders(root), name, _FRAMES)
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(_lock(folder, name), waiting))
         except OSError as error:
-            raise _not_kept([f"{folder} ({error.strerror})"]) from error
+            raise _not_kept([f"{folder} ({error.strerror})"], _FRAMES) from error
         yield folder
 
 
@@ -130,7 +161,7 @@ def _lock(folder, name):
     return folder / f"{name}.lock"
 
 
-def _writable(folders, name):
+def _writable(folders, name, words):
     """The first folder that can be written to, made if need be."""
     reasons = []
     for folder in folders:
@@ -140,13 +171,13 @@ def _writable(folders, name):
                 return folder
         except OSError as error:
             reasons.append(f"{folder} ({error.strerror})")
-    raise _not_kept(reasons)
+    raise _not_kept(reasons, words)
 
 
-def _not_kept(reasons):
+def _not_kept(reasons, words):
     return UserError(
-        f"decoded frames cannot be kept in {' or '.join(reasons)}; legal: one that can be written to, another"
-        f" $XDG_CACHE_HOME, {_WITHOUT}"
+        f"{words.what} cannot be kept in {' or '.join(reasons)}; legal: one that can be written to, another"
+        f" $XDG_CACHE_HOME, {words.without}"
     )
 
 
@@ -169,19 +200,27 @@ def _write(path, name, source):
     for pattern in (f"{any_of_it}.npy", f".{any_of_it}.part.npy"):
         for old in path.parent.glob(pattern):
             old.unlink()
-    number = sum(source.lengths)
-    shape = (number, source.image_size, source.image_size, 3)
-    size = int(np.prod(shape))
+    shape = (sum(source.lengths), source.image_size, source.image_size, 3)
+    write_blocks(path, "|u1", shape, _blocks(source), doing="decoding", place=source.place, unit="frame")
+
+
+def write_blocks(path, descr, shape, blocks, doing, place, unit, words=_FRAMES):
+    """Write the arrays that the generator `blocks` yields, one behind the other, to a .npy, under a bar.
+
+    descr, shape: numpy's description of the type, and the shape of all; doing, place, unit: what is done, to what, and
+    what is counted, in words. The file appears whole or not at all. Raises UserError where there is no room.
+    """
+    size = int(np.prod(shape)) * np.dtype(descr).itemsize
     free = shutil.disk_usage(path.parent).free
     if size > free:
         raise UserError(
-            f"{path.parent}: the decoded frames of {source.place} take {size / 1e9:.2f} GB, but {free / 1e9:.2f} GB are"
-            f" free; legal: room for them, {_WITHOUT}"
+            f"{path.parent}: the {words.what} of {place} take {size / 1e9:.2f} GB, but {free / 1e9:.2f} GB are"
+            f" free; legal: room for them, {words.without}"
         )
-    print(f"decoding {source.place} once, into {path} ({size / 1e9:.2f} GB)", file=sys.stderr)
-    blocks = _blocks(source)
-    with replacing(path) as part, open(part, "wb") as file, closing(blocks), tqdm(total=number, unit="frame") as bar:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    print(f"{doing} {place} once, into {path} ({size / 1e9:.2f} GB)", file=sys.stderr)
+    bar = tqdm(total=shape[0], unit=unit)
+    with replacing(path) as part, open(part, "wb") as file, closing(blocks), bar:
+        np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
         for block in blocks:
             file.write(block)
             bar.update(len(block))

@@ -68,6 +68,14 @@ def prediction_panel(frames, rec_to_pred_t, name="PRED"):
     return Panel(frames, labels, ["blue" if t < rec_to_pred_t else "green" for t in steps])
 
 
+def generated_panel(frames, diffuse_frames, first=1):
+    """A generated video (see `Panel`) from its frame `first` on, counted from 1: the `diffuse_frames` that the
+    diffusion drew in purple frames, those that were predicted from them in green ones, with the labels "t=1", ..."""
+    steps = range(first, first + len(frames))
+    colors = ["purple" if t <= diffuse_frames else "green" for t in steps]
+    return Panel(frames, [f"t={t}" for t in steps], colors)
+
+
 def side_by_side(panels, title=None):
     """The frames of an animation: the panels from left to right, each with its labels above it.
 

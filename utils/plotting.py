@@ -361,19 +361,22 @@ def save_image(tensor, path):
         iio.imwrite(temporary, pixels, **options)
 
 
-def loss_graph(records):
-    """Training curves over the epochs: loss, KLs, reconstruction and validation loss.
+def loss_graph(records, panels=LOSS_PANELS, progress="epoch"):
+    """Training curves: over the epochs loss, KLs, reconstruction and validation loss.
 
     Args:
-        records: dicts with `epoch` and any of the keys in `LOSS_PANELS`; values that are missing, None or not finite
-            are left out.
+        records: dicts with the key `progress` and any of those in `panels`; values that are missing, None or not
+            finite are left out.
+        panels: dict of a quantity's name -> its keys; two quantities side by side.
+        progress: the key of the horizontal axis.
 
     Returns:
-        float32 [3, 800, 1200].
+        float32 [3, 400 * rows, 1200], [3, 800, 1200] with the default panels.
     """
-    figure = Figure(figsize=(12, 8), dpi=100, layout="constrained")
-    for axes, (label, keys) in zip(figure.subplots(2, 2).flat, LOSS_PANELS.items(), strict=True):
-        _draw_curves(axes, label, {key: _curve(records, key) for key in keys})
+    rows = ceil(len(panels) / 2)
+    figure = Figure(figsize=(12, 4 * rows), dpi=100, layout="constrained")
+    for axes, (label, keys) in zip(figure.subplots(rows, 2).flat, panels.items(), strict=True):
+        _draw_curves(axes, label, {key: _curve(records, key, progress) for key in keys}, progress)
     return _figure_pixels(figure)
 
 
@@ -502,10 +505,10 @@ def _figure_pixels(figure):
     return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)
 
 
-def _curve(records, key):
-    """The (epoch, value) pairs of the records that have both."""
-    pairs = [(record.get("epoch"), record.get(key)) for record in records]
-    return [(epoch, value) for epoch, value in pairs if epoch is not None and value is not None and isfinite(value)]
+def _curve(records, key, progress):
+    """The (progress, value) pairs of the records that have both."""
+    pairs = [(record.get(progress), record.get(key)) for record in records]
+    return [(at, value) for at, value in pairs if at is not None and value is not None and isfinite(value)]
 
 
 def _steps(values, first):

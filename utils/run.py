@@ -21,11 +21,60 @@ from utils.plotting import save_image
 MODELS = {"dlp": ObjectDLP, "ddlp": ObjectDynamicsDLP}
 
 
-class Run:
-    """A run directory. Only the main process writes; on the others every writing method does nothing."""
+class RunDirectory:
+    """What run directories of all kinds share. Only the main process writes; on the others every writing method does
+    nothing."""
+
+    config_file = "hparams.json"
+    progress = "epoch"  # what metrics.jsonl counts
+
+    def __init__(self, path, config, is_main=True):
+        self.path, self.config, self.is_main = Path(path), config, is_main
+
+    @property
+    def figures(self):
+        return self.path / "figures"
+
+    @property
+    def metrics_path(self):
+        return self.path / "metrics.jsonl"
+
+    def records(self):
+        """The lines of metrics.jsonl, a list of dicts."""
+        if not self.metrics_path.exists():
+            return []
+        return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
+
+    def save_config(self, config):
+        self.config = config
+        if self.is_main:
+            write_json(config.to_dict(), self.path / self.config_file)
+
+    def log(self, line):
+        """Append a line to log.txt."""
+        if self.is_main:
+            log_line(self.path, line)
+
+    def record(self, values):
+        """Add an epoch's (or step's) numbers to metrics.jsonl, in place of any record of that one or of a later one."""
+        if not self.is_main:
+            return
+        kept = [record for record in self.records() if record[self.progress] < values[self.progress]]
+        with replacing(self.metrics_path) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in [*kept, values]))
+
+    def save_figure(self, name, image):
+        """Write an image tensor [3, H, W] to figures/`name`.jpg."""
+        if self.is_main:
+            save_image(image, self.figures / f"{name}.jpg")
+
+
+class Run(RunDirectory):
+    """The run directory of a DLPv2 or a DDLP."""
 
     def __init__(self, path, config, kind, is_main=True):
-        self.path, self.config, self.kind, self.is_main = Path(path), config, kind, is_main
+        super().__init__(path, config, is_main)
+        self.kind = kind
 
     @classmethod
     def create(cls, config, kind, accelerator, parent="."):
@@ -41,10 +90,7 @@ class Run:
         path = Path(path)
         if not path.is_dir():
             raise UserError(f"{path}: no such run directory")
-        hparams = read_json(path / "hparams.json")
-        config = Config.from_dict(hparams, where=str(path / "hparams.json"))
-        if "depth_logvar_from_mean" not in hparams:  # a released run
-            config = config.replace(depth_logvar_from_mean=True)
+        config = read_config(path / cls.config_file)
         kinds = [kind for kind in MODELS if any(path.rglob(f"{config.ds}_{kind}*.pth"))]
         kinds = kinds or [kind for kind in MODELS if f"_{config.ds}_{kind}" in path.resolve().name]
         if not kinds:
@@ -59,16 +105,8 @@ class Run:
         return f"{self.config.ds}_{self.kind}{self.config.run_prefix}"
 
     @property
-    def figures(self):
-        return self.path / "figures"
-
-    @property
     def state_path(self):
         return self.path / "saves" / "training_state.pt"
-
-    @property
-    def metrics_path(self):
-        return self.path / "metrics.jsonl"
 
     def weights_path(self, which=""):
         """The file of weights: which "" (last), "_best" (validation loss) or "_best_lpips"."""
@@ -78,13 +116,13 @@ class Run:
         """The file to load: `checkpoint` if given, else the best by LPIPS (unless `use_last`), else the last."""
         if checkpoint is not None:
             return Path(checkpoint)
-        candidates = [self.weights_path()] if use_last else [self.weights_path("_best_lpips"), self.weights_path()]
+        return first_file(self.weights_candidates(use_last), f"{self.path}: no weights")
+
+    def weights_candidates(self, use_last=False):
+        """The files of weights that a run may have, in the order in which they are looked for."""
+        paths = [self.weights_path()] if use_last else [self.weights_path("_best_lpips"), self.weights_path()]
         # A released folder holds its weights beside hparams.json.
-        candidates += [self.path / path.name for path in candidates]
-        for path in candidates:
-            if path.is_file():
-                return path
-        raise UserError(f"{self.path}: no weights; looked for {', '.join(str(path) for path in candidates)}")
+        return paths + [self.path / path.name for path in paths]
 
     def load_model(self, checkpoint=None, use_last=False, device="cpu"):
         """The run's model with its weights (`find_weights` says which), in eval mode."""
@@ -92,36 +130,7 @@ class Run:
         checkpoints.load_weights(model, self.find_weights(checkpoint, use_last))
         return model.to(device).eval()
 
-    def records(self):
-        """The lines of metrics.jsonl: a list of dicts, one per epoch."""
-        if not self.metrics_path.exists():
-            return []
-        return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
-
     # ------------------------------------------------------------------------------------------------------ writing
-
-    def save_config(self, config):
-        self.config = config
-        if self.is_main:
-            save_config(self.path, config.to_dict())
-
-    def log(self, line):
-        """Append a line to log.txt."""
-        if self.is_main:
-            log_line(self.path, line)
-
-    def record(self, values):
-        """Add an epoch's numbers to metrics.jsonl, in place of any record of that epoch or of a later one."""
-        if not self.is_main:
-            return
-        kept = [record for record in self.records() if record["epoch"] < values["epoch"]]
-        with replacing(self.metrics_path) as temporary:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in [*kept, values]))
-
-    def save_figure(self, name, image):
-        """Write an image tensor [3, H, W] to figures/`name`.jpg."""
-        if self.is_main:
-            save_image(image, self.figures / f"{name}.jpg")
 
     def save_weights(self, state_dict, which=""):
         if self.is_main:
@@ -136,6 +145,21 @@ class Run:
         if not self.state_path.is_file():
             raise UserError(f"{self.path}: cannot be resumed: no {self.state_path.relative_to(self.path)} in it")
         return checkpoints.load(self.state_path)
+
+
+def read_config(path):
+    """The `Config` in a run's file of it; a released run's has the published depth logvar."""
+    hparams = read_json(path)
+    config = Config.from_dict(hparams, where=str(path))
+    return config if "depth_logvar_from_mean" in hparams else config.replace(depth_logvar_from_mean=True)
+
+
+def first_file(candidates, missing):
+    """The first of the paths that is a file; `UserError`, its text beginning with `missing`, if none is."""
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise UserError(f"{missing}; looked for {', '.join(str(path) for path in candidates)}")
 
 
 def prepare_logdir(runname, src_dir="./", accelerator=None):
@@ -172,8 +196,13 @@ def log_line(src_dir, line):
 
 def save_config(src_dir, hparams):
     """Write `{src_dir}/hparams.json`. hparams: a dict."""
-    with replacing(Path(src_dir) / "hparams.json") as temporary:
-        temporary.write_text(json.dumps(hparams, indent=2) + "\n")
+    write_json(hparams, Path(src_dir) / RunDirectory.config_file)
+
+
+def write_json(values, path):
+    """Write a dict as an indented JSON file."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def get_config(fpath):

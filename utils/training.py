@@ -1,4 +1,4 @@
-"""The one training loop: epochs, exact resume, evaluation, saving, on 1..N processes.
+"""The one training loop: exact resume, evaluation, saving, on 1..N processes; and training by epochs on it.
 
 The loop knows no model: a `Task` brings the model, the data, the loss and the evaluation. What decides the next weights
 (weights, optimiser, schedule, counters, random states, sums, best scores) is saved together, so that a run that was
@@ -72,7 +72,7 @@ class Task:
         raise NotImplementedError
 
     def evaluate(self, model, progress, run):
-        """After an epoch: a dict of numbers, with "val_loss" and perhaps "lpips", by which the best weights are kept.
+        """After an epoch: a dict of numbers; by "val_loss" and perhaps "lpips" among them the best weights are kept.
 
         Called on every process, with the bare model in eval mode. run: the `Run`, for what is written beside.
         """
@@ -100,15 +100,18 @@ def training_stage(epoch, warmup_epoch):
     return {"warmup": epoch < warmup_epoch, "noisy": epoch < warmup_epoch + 1}
 
 
-def make_accelerator(device):
-    """The `Accelerator` of this process. device: "cpu", "cuda" (where there is none: the CPU) or "cuda:N"."""
+def make_accelerator(device, unused_parameters=True):
+    """The `Accelerator` of this process.
+
+    device: "cpu", "cuda" (where there is none: the CPU) or "cuda:N"; unused_parameters: whether a step may leave
+    parameters without a gradient, as warm-up and noisy stages do.
+    """
     if device.startswith("cuda:") and torch.cuda.is_available():
         index, count = int(device.split(":")[1]), torch.cuda.device_count()
         if index >= count:
             raise UserError(f"device is {device}; legal: cuda:0 to cuda:{count - 1}, cuda or cpu")
         torch.cuda.set_device(index)
-    # Warm-up and noisy stages leave parameters without a gradient.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    unused = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
     return Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
 
 
@@ -200,64 +203,99 @@ class Interruption:
                 signal.signal(number, handler)
 
 
-class Trainer:
-    """Trains a task's model, from the start or from a run's saved state."""
+class TrainingLoop:
+    """Steps through a task's batches, from the start or from a run's saved state, to an end.
+
+    A subclass says which optimiser and batches these are, what follows a step, where the end is, and what is saved.
+    The loop goes in stretches (`_train_stretch`), such as epochs, each under a progress bar of its own.
+    """
+
+    max_grad_norm = None  # the gradient's norm is clipped at this
 
     def __init__(self, task, config, accelerator, resume_command):
         """resume_command: what a user types, before the run directory, to go on with a run that was stopped."""
         self.task, self.config, self.accelerator, self.resume_command = task, config, accelerator, resume_command
         self.run = None
-        self.progress, self.means, self.best = Progress(), RunningMeans(), {}
+        self.progress, self.means = Progress(), RunningMeans()
         self.interruption = Interruption()
         set_seed(config.seed, device_specific=True)
         model = task.build_model()
-        optimizer = torch.optim.Adam(
-            model.parameters(), config.lr, config.adam_betas, config.adam_eps, config.weight_decay
-        )
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, config.scheduler_gamma)
+        self.model, self.optimizer = accelerator.prepare(model, self._make_optimizer(model))
         with accelerator.main_process_first():
             train_set = task.train_set()
-        self.batches = EpochBatches(
+        self.batches = self._make_batches(
             len(train_set), config.batch_size, config.seed, accelerator.process_index, accelerator.num_processes
         )
         self.progress.epoch_length = self.batches.num_batches
-        self.loader = DataLoader(
-            train_set,
-            batch_sampler=self.batches,
-            num_workers=config.num_workers,
-            pin_memory=accelerator.device.type == "cuda",
-            generator=torch.Generator(),  # starting an epoch draws from it, not from the model's generator
-        )
+        self.loader = self._make_loader(train_set, config.num_workers)
+
+    # ------------------------------------------------------------------------------------- what a subclass decides
+
+    def _make_optimizer(self, model):
+        raise NotImplementedError
+
+    def _make_batches(self, *arguments):
+        """The batch sampler; arguments: those of `EpochBatches`."""
+        raise NotImplementedError
+
+    def _bar_options(self):
+        """Of the stretch's progress bar: `desc`, `initial` and `total`."""
+        raise NotImplementedError
+
+    def _end(self):
+        """None, or once the end is reached a line that says so and how to go on."""
+        raise NotImplementedError
+
+    def _after_step(self, stop):
+        """After every step. stop: whether training stops here, so that the state has to be saved."""
+        raise NotImplementedError
+
+    def _finish_stretch(self):
+        """After a stretch that was not stopped."""
+        raise NotImplementedError
+
+    def save_state(self):
+        """Save all that decides how training goes on."""
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------------------------------------------- the loop
 
     @property
     def bare_model(self):
         return self.accelerator.unwrap_model(self.model)
 
+    def _make_loader(self, dataset, num_workers):
+        return DataLoader(
+            dataset,
+            batch_sampler=self.batches,
+            num_workers=num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # starting an epoch draws from it, not from the model's generator
+        )
+
     def fit(self, run):
-        """Train to the configuration's last epoch, in `run`. Returns whether it got there, not stopped by a signal."""
+        """Train to the end, in `run`. Returns whether it got there, not stopped by a signal."""
         self.run = run
         for line in (f"run directory: {run.path}", *self.task.notes):
             self._say(line)
-        if self.progress.epoch >= self.config.num_epochs:
-            self._say(f"all {self.config.num_epochs} epochs are done; more: --num_epochs")
+        if self._end() is not None:
+            self._say(self._end())
         with self.interruption.watched():
-            while self.progress.epoch < self.config.num_epochs:
-                if not self._train_epoch():
+            while self._end() is None:
+                if not self._train_stretch():
                     self._say(f"stopped at {self._position()}; go on with: {self.resume_command} {self.run.path}")
                     return False
-                self._finish_epoch()
+                self._finish_stretch()
         return True
 
-    def _train_epoch(self):
-        """The rest of the current epoch. Returns False if a signal stopped it; the state is saved then."""
+    def _train_stretch(self):
+        """The rest of the current stretch. Returns False if a signal stopped it; the state is saved then."""
         self.model.train()
         self.batches.start_at(self.progress)
         for batch in self._bar():
             self._step(batch)
             stop = self._stop_requested()
-            if stop or self.progress.iteration % self.config.checkpoint_freq == 0:
-                self.save_state()
+            self._after_step(stop)
             if stop:
                 return False
         self._read_losses()
@@ -267,6 +305,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         losses = self.task.losses(self.model, self._to_device(batch), self.progress)
         self.accelerator.backward(losses["loss"])
+        if self.max_grad_norm is not None:
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+            losses = {**losses, "grad_norm": norm}
         self.optimizer.step()
         self.means.add(losses)
         self.progress.batch += 1
@@ -275,15 +316,9 @@ class Trainer:
             self._read_losses()
 
     def _bar(self):
-        """The epoch's batches under a progress bar."""
-        self.bar = tqdm(
-            self.loader,
-            desc=f"epoch {self.progress.epoch}",
-            initial=self.progress.batch,
-            total=self.batches.num_batches,
-            disable=not self.accelerator.is_main_process,
-            dynamic_ncols=True,
-        )
+        """The stretch's batches under a progress bar."""
+        options = {"disable": not self.accelerator.is_main_process, "dynamic_ncols": True}
+        self.bar = tqdm(self.loader, **self._bar_options(), **options)
         return self.bar
 
     def _to_device(self, batch):
@@ -312,9 +347,66 @@ class Trainer:
         requested = torch.tensor(float(self.interruption.requested), device=self.accelerator.device)
         return self.accelerator.reduce(requested, reduction="sum").item() > 0
 
-    # ------------------------------------------------------------------------------------------------ end of an epoch
+    def _check_weights(self, model):
+        """Raise `TrainingError` unless all parameters are finite."""
+        for name, parameter in model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise TrainingError(f"the weights {name} are not finite at {self._position()}; {self._last_good()}")
 
-    def _finish_epoch(self):
+    def _check_processes(self, run, random_states):
+        """Raise `UserError` unless the run was trained by as many processes."""
+        processes = len(random_states)
+        if processes != self.accelerator.num_processes:
+            raise UserError(f"{run.path} was trained by {processes} process(es); it can only go on with as many")
+
+    # --------------------------------------------------------------------------------------------------------- words
+
+    def _say(self, line):
+        """To log.txt and to the terminal."""
+        self.run.log(line)
+        if self.accelerator.is_main_process:
+            tqdm.write(line)
+
+    def _position(self):
+        return f"epoch {self.progress.epoch}, iteration {self.progress.iteration}"
+
+    def _last_good(self):
+        if not self.run.state_path.is_file():
+            return "no checkpoint was saved before"
+        return f"the last good checkpoint is kept; go on from it with: {self.resume_command} {self.run.path}"
+
+
+class Trainer(TrainingLoop):
+    """Trains by epochs, each followed by an evaluation and a smaller learning rate."""
+
+    def __init__(self, task, config, accelerator, resume_command):
+        super().__init__(task, config, accelerator, resume_command)
+        self.best = {}
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer.optimizer, config.scheduler_gamma)
+
+    def _make_optimizer(self, model):
+        config = self.config
+        return torch.optim.Adam(model.parameters(), config.lr, config.adam_betas, config.adam_eps, config.weight_decay)
+
+    def _make_batches(self, *arguments):
+        return EpochBatches(*arguments)
+
+    def _bar_options(self):
+        return {
+            "desc": f"epoch {self.progress.epoch}",
+            "initial": self.progress.batch,
+            "total": self.batches.num_batches,
+        }
+
+    def _end(self):
+        done = self.progress.epoch >= self.config.num_epochs
+        return f"all {self.config.num_epochs} epochs are done; more: --num_epochs" if done else None
+
+    def _after_step(self, stop):
+        if stop or self.progress.iteration % self.config.checkpoint_freq == 0:
+            self.save_state()
+
+    def _finish_stretch(self):
         epoch = self.progress.epoch
         means = self.means.means()
         record = {"epoch": epoch, "iteration": self.progress.iteration, "lr": self.scheduler.get_last_lr()[0], **means}
@@ -348,11 +440,8 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------- saved state
 
     def save_state(self):
-        """Save all that decides how training goes on."""
         self._read_losses()
-        for name, parameter in self.bare_model.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise TrainingError(f"the weights {name} are not finite at {self._position()}; {self._last_good()}")
+        self._check_weights(self.bare_model)
         random_states = gather_object([random_state()])
         self.run.save_state(
             {
@@ -370,9 +459,7 @@ class Trainer:
         """Go on from a run's saved state. Raises `UserError` where that cannot be done exactly."""
         self.run = run
         state = run.load_state()
-        processes = len(state["random_states"])
-        if processes != self.accelerator.num_processes:
-            raise UserError(f"{run.path} was trained by {processes} process(es); it can only go on with as many")
+        self._check_processes(run, state["random_states"])
         self.bare_model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -381,22 +468,6 @@ class Trainer:
         self.best = state["best"]
         set_random_state(state["random_states"][self.accelerator.process_index])
         self._say(f"resumed at {self._position()}")
-
-    # --------------------------------------------------------------------------------------------------------- words
-
-    def _say(self, line):
-        """To log.txt and to the terminal."""
-        self.run.log(line)
-        if self.accelerator.is_main_process:
-            tqdm.write(line)
-
-    def _position(self):
-        return f"epoch {self.progress.epoch}, iteration {self.progress.iteration}"
-
-    def _last_good(self):
-        if not self.run.state_path.is_file():
-            return "no checkpoint was saved before"
-        return f"the last good checkpoint is kept; go on from it with: {self.resume_command} {self.run.path}"
 
 
 def random_state():

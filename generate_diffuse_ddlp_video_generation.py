@@ -1,0 +1,130 @@
+"""Generate videos from nothing with a trained DiffuseDDLP:
+``python generate_diffuse_ddlp_video_generation.py -c RUN_DIR/diffusion_hparams.json -b 5 -n 10``.
+
+Writes RUN_DIR/figures/{i}_traj_anim.gif or, with --image, RUN_DIR/figures/{i}_frames.png: the frames t = 1, 10, 15, 20,
+30 and 40, counted from 1. The videos depend on the seed and on how many there are, not on how many are made at a time.
+"""
+
+import argparse
+import warnings
+from functools import partial
+
+import torch
+from tqdm import tqdm
+
+from utils.animation import ANIMATION_FORMATS, generated_panel, save_animation, side_by_side
+from utils.config import SAMPLERS
+from utils.diffusion_run import DiffusionRun
+from utils.errors import UserError, run_command
+from utils.files import make_folder
+from utils.plotting import save_image
+
+DEFAULT_SAMPLER, DEFAULT_STEPS = "dpm++", 50
+IMAGE_TIMES = (1, 10, 15, 20, 30, 40)
+
+
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("-c", "--config", metavar="PATH", required=True, help="run directory, ours or a published one, or its .json")
+    add("-n", "--num_videos", type=int, default=5, metavar="N", help="videos (default: 5)")
+    add("-b", "--batch_size", type=int, default=5, metavar="N", help="videos made at a time (default: 5)")
+    add("--image", action="store_true", help=f"a row of the frames {', '.join(map(str, IMAGE_TIMES))} of each video")
+    add("--horizon", type=int, metavar="N", help="frames of a video (default: the DDLP's animation_horizon)")
+    add("--sampler", choices=SAMPLERS, default=DEFAULT_SAMPLER, help=f"of the diffusion (default: {DEFAULT_SAMPLER})")
+    add("--steps", type=int, metavar="N", help=f"denoising steps (default: {DEFAULT_STEPS}; ddpm always takes all)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
+    add("--format", choices=ANIMATION_FORMATS, help="of the animations (default: gif)")
+    add("--checkpoint", metavar="FILE", help="weights (default: the run's saves/model.pth)")
+    add("--cpu", action="store_true", help="do not use a GPU")
+    args = parser.parse_args(arguments)
+    for option, value in (("-n/--num_videos", args.num_videos), ("-b/--batch_size", args.batch_size)):
+        if value < 1:
+            parser.error(f"{option} is {value}; legal: at least 1")
+    if not 0 <= args.seed < 2**32:
+        parser.error(f"--seed is {args.seed}; legal: from 0 to 2^32 - 1")
+    if args.image and args.format is not None:
+        parser.error("--format is of animations; legal: without --image")
+    return args
+
+
+def main(arguments=None):
+    args = parse_arguments(arguments)
+    run = DiffusionRun.open(args.config)
+    horizon = run.ddlp_config.animation_horizon if args.horizon is None else args.horizon
+    if horizon < run.config.diffuse_frames:
+        raise UserError(f"--horizon is {horizon}; legal: diffuse_frames {run.config.diffuse_frames} or more")
+    steps = sampling_steps(args.sampler, args.steps, run.config.diffusion_num_steps)
+    model = run.load_model("cuda" if torch.cuda.is_available() and not args.cpu else "cpu", args.checkpoint)
+    make_folder(run.figures)
+    # The noise of all videos is drawn at once, so that it does not depend on the batches; predicting and drawing the
+    # frames is what takes memory.
+    first = model.sample_particles(
+        args.num_videos,
+        run.config.diffuse_frames,
+        sampler=args.sampler,
+        steps=steps,
+        seed=args.seed,
+        progress=partial(tqdm, desc="denoising", dynamic_ncols=True),
+    )
+    write = write_images if args.image else partial(write_animations, suffix=args.format or "gif")
+    write(run, model.ddlp, batches(first, args.batch_size), horizon)
+
+
+def sampling_steps(sampler, steps, all_steps):
+    """The number of denoising steps: what was asked for, or the default. all_steps: those of the noise schedule."""
+    if sampler == "ddpm":
+        if steps not in (None, all_steps):
+            raise UserError(f"--steps is {steps}; legal: {all_steps} with --sampler ddpm, which takes all steps")
+        return all_steps
+    if steps is None:
+        return min(DEFAULT_STEPS, all_steps)
+    if not 1 <= steps <= all_steps:
+        raise UserError(f"--steps is {steps}; legal: 1 to {all_steps}, the steps of the noise schedule")
+    return steps
+
+
+def batches(particles, batch_size):
+    """`Particles` [n, ...] as batches, under a progress bar: the number of the first video, and the batch."""
+    with tqdm(total=len(particles.z), desc="videos", dynamic_ncols=True) as bar:
+        for start in range(0, len(particles.z), batch_size):
+            batch = particles.map(lambda x, start=start: x[start : start + batch_size])
+            yield start, batch
+            bar.update(len(batch.z))
+
+
+def write_animations(run, ddlp, batches, horizon, suffix):
+    """Write figures/{i}_traj_anim.{suffix} of every video."""
+    diffused = run.config.diffuse_frames
+    for start, first in batches:
+        videos = ddlp.render(ddlp.predict(first, horizon - diffused))
+        for i, frames in enumerate(videos, start):
+            path = run.figures / f"{i}_traj_anim.{suffix}"
+            save_animation(side_by_side([generated_panel(frames, diffused)]), path, run.ddlp_config.animation_fps)
+            tqdm.write(str(path))
+
+
+def write_images(run, ddlp, batches, horizon):
+    """Write figures/{i}_frames.png of every video: its frames at `IMAGE_TIMES`, as far as the horizon reaches."""
+    diffused, times = run.config.diffuse_frames, [t for t in IMAGE_TIMES if t <= horizon]
+    if len(times) < len(IMAGE_TIMES):
+        beyond = ", ".join(str(t) for t in IMAGE_TIMES if t > horizon)
+        warnings.warn(f"t = {beyond} left out: --horizon is {horizon}; legal for all: {IMAGE_TIMES[-1]}", stacklevel=1)
+    for start, first in batches:
+        particles = ddlp.predict(first, max(times[-1] - diffused, 0))
+        videos = ddlp.render(particles.frames([t - 1 for t in times]))
+        for i, frames in enumerate(videos, start):
+            path = run.figures / f"{i}_frames.png"
+            save_image(frame_row(frames, times, diffused), path)
+            tqdm.write(str(path))
+
+
+def frame_row(frames, times, diffuse_frames):
+    """Some frames [n, 3, H, W] of a video, at the given times, beside each other as `generated_panel` shows them:
+    [3, h, w]."""
+    panels = [generated_panel(frame[None], diffuse_frames, t) for t, frame in zip(times, frames, strict=True)]
+    return torch.from_numpy(side_by_side(panels)[0]).permute(2, 0, 1) / 255
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,103 @@
+"""Train DiffuseDDLP, which generates videos, around a trained DDLP:
+``python train_diffuse_ddlp.py -c diffuse_ddlp.json``, ``python train_diffuse_ddlp.py --help``; on several devices
+``accelerate launch --config_file ./accel_conf.yml train_diffuse_ddlp.py -c diffuse_ddlp.json``.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from models import ObjectDynamicsDLP
+from utils import checkpoints
+from utils.config import OVERRIDE, DiffuseConfig, add_override_arguments, overrides_from
+from utils.diffusion_run import DiffusionRun, find_ddlp_config, find_ddlp_weights
+from utils.diffusion_training import RESUMABLE, DiffusionTask, DiffusionTrainer
+from utils.errors import UserError, run_command
+from utils.training import make_accelerator
+
+
+def main(arguments=None):
+    args = parse_arguments(arguments)
+    config, run = configuration(args, overrides_from(args, DiffuseConfig))
+    accelerator = make_accelerator(config.device, unused_parameters=False)
+    ddlp_config, weights = (run.ddlp_config, run.ddlp_weights_path()) if run else the_ddlp(config)
+    ddlp = ObjectDynamicsDLP.from_config(ddlp_config)
+    checkpoints.load_weights(ddlp, weights)
+    task = DiffusionTask(config, ddlp_config, ddlp, accelerator)
+    trainer = DiffusionTrainer(task, config, accelerator, resume_command(accelerator))
+    if run:
+        run.is_main = accelerator.is_main_process
+        trainer.resume(run)
+        trainer.encode()
+        run.save_config(config)
+    else:
+        trainer.encode(fit=True)
+        run = DiffusionRun.create(config, ddlp_config, accelerator, weights)
+        trainer.save_statistics(run)
+    trainer.fit(run)
+
+
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s (-c FILE | --resume RUN_DIR) [--KEY VALUE ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-c", "--config", metavar="FILE", help="a file in configs/, or a path ending in .json")
+    parser.add_argument("--resume", metavar="RUN_DIR", help="go on with this run, exactly where it was saved")
+    parser.add_argument(
+        "--no_cache", dest=f"{OVERRIDE}cache", action="store_const", const="false", help="the same as --cache false"
+    )
+    add_override_arguments(parser, kind=DiffuseConfig)
+    args = parser.parse_args(arguments)
+    if (args.config is None) == (args.resume is None):
+        parser.error("give either -c/--config (a new run, or the one at its result_dir) or --resume (a run)")
+    return args
+
+
+def configuration(args, overrides):
+    """The `DiffuseConfig` to train with, and the `DiffusionRun` that goes on, or None for a new one."""
+    if args.resume:
+        run = DiffusionRun.open(args.resume)
+        fixed = [name for name in overrides if name not in RESUMABLE]
+        if fixed:
+            raise UserError(f"--{fixed[0]} cannot change when a run goes on; legal: {', '.join(RESUMABLE)}")
+        return run.config.replace("command line", **overrides), run
+    config = DiffuseConfig.load(args.config).replace("command line", **overrides)
+    if config.result_dir is None:
+        return config, None
+    run, config = DiffusionRun.open(config.result_dir), config.replace(result_dir=None)
+    before = run.config.to_dict()
+    for name, value in config.to_dict().items():
+        if name not in (*RESUMABLE, "result_dir") and value != before[name]:
+            raise UserError(
+                f"{name} is {json.dumps(value)}, but {json.dumps(before[name])} in result_dir {run.path}, and cannot"
+                f" change when a run goes on; legal: {', '.join(RESUMABLE)}"
+            )
+    return config, run
+
+
+def the_ddlp(config):
+    """The configuration of the DDLP that a `DiffuseConfig` names, and the file of its weights."""
+    if not Path(config.ddlp_dir).is_dir():
+        raise UserError(
+            f"ddlp_dir is {config.ddlp_dir}: no such folder; legal: the run directory of a DDLP, or a released one"
+        )
+    if config.ddlp_ckpt is not None and not Path(config.ddlp_ckpt).is_file():
+        raise UserError(
+            f"ddlp_ckpt is {config.ddlp_ckpt}: no such file; legal: a file of weights, or null, the best in ddlp_dir"
+        )
+    ddlp_config = find_ddlp_config(config)
+    return ddlp_config, find_ddlp_weights(config, ddlp_config)
+
+
+def resume_command(accelerator):
+    """What to type, with the run directory behind it, to go on with a run."""
+    script = "train_diffuse_ddlp.py --resume"
+    if accelerator.num_processes == 1:
+        return f"python {script}"
+    return f"accelerate launch --config_file ./accel_conf.yml {script}"
+
+
+if __name__ == "__main__":
+    run_command(main)

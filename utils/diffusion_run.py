@@ -1,0 +1,220 @@
+"""The run directory of a DiffuseDDLP, ours or a published one.
+
+`{ddmmyy_HHMMSS}_{ds}_diffuse_ddlp/` holds `diffusion_hparams.json` and `ddlp_hparams.json` (the configurations),
+`{ds}_ddlp.pth` (the DDLP's weights), `latent_stats.pth` (statistics of the particles), `log.txt`, `metrics.jsonl`,
+`figures/` and `saves/`: `model.pth` in the published layout, and `training_state.pt`, what exact resuming needs beside.
+It is complete: it can be moved, and does not need the DDLP's own run directory any more.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from models import DiffuseDDLP, ObjectDynamicsDLP
+from utils import checkpoints
+from utils.config import DiffuseConfig, read_json
+from utils.errors import UserError
+from utils.files import replacing
+from utils.run import Run, RunDirectory, first_file, prepare_logdir, read_config, write_json
+
+DDLP_CONFIG_FILE = "ddlp_hparams.json"
+STATE_ENTRIES = ("step", "model", "opt", "ema", "scaler")
+EMA_PREFIX = "ema_model."
+
+
+class DiffusionRun(RunDirectory):
+    """A run directory of a DiffuseDDLP; see `RunDirectory` for what it shares with the others."""
+
+    config_file = "diffusion_hparams.json"
+    progress = "step"
+
+    def __init__(self, path, config, ddlp_config, is_main=True):
+        super().__init__(path, config, is_main)
+        self.ddlp_config = ddlp_config
+        self._saved_step = None  # that of saves/model.pth, once it was read or written
+
+    @classmethod
+    def create(cls, config, ddlp_config, accelerator, ddlp_weights, parent="."):
+        """A new directory, with a copy of the file `ddlp_weights`; its name is shared by all processes."""
+        if not Path(ddlp_weights).is_file():
+            raise UserError(f"{ddlp_weights}: no such checkpoint file")
+        path = prepare_logdir(f"{config.ds}_diffuse_ddlp", parent, accelerator)
+        run = cls(path, config, ddlp_config, accelerator.is_main_process)
+        run.save_config(config)
+        if run.is_main:
+            write_json(ddlp_config.to_dict(), run.path / DDLP_CONFIG_FILE)
+            with replacing(run.path / f"{config.ds}_ddlp.pth") as temporary:
+                shutil.copyfile(ddlp_weights, temporary)
+        accelerator.wait_for_everyone()
+        return run
+
+    @classmethod
+    def open(cls, path, is_main=True):
+        """The run in an existing directory, ours or a published one. path: the directory, or its
+        diffusion_hparams.json."""
+        path = Path(path)
+        legal = f"legal: a run directory of DiffuseDDLP, or its {cls.config_file}"
+        if not path.exists():
+            raise UserError(f"{path}: no such file; {legal}")
+        file = path / cls.config_file if path.is_dir() else path
+        if not file.is_file():
+            raise UserError(f"{path}: not a run directory of DiffuseDDLP: no {cls.config_file} in it")
+        if file.name != cls.config_file:
+            raise UserError(f"{path}: not a {cls.config_file}; {legal}")
+        config = DiffuseConfig.from_dict(read_json(file), where=str(file))
+        return cls(file.parent, config, find_ddlp_config(config, file.parent), is_main)
+
+    def save_config(self, config):
+        super().save_config(config.replace(result_dir=None))
+
+    # -------------------------------------------------------------------------------------------------------- paths
+
+    @property
+    def stats_path(self):
+        return self.path / "latent_stats.pth"
+
+    @property
+    def state_path(self):
+        return self.path / "saves" / "model.pth"
+
+    @property
+    def training_state_path(self):
+        return self.path / "saves" / "training_state.pt"
+
+    def ddlp_weights_path(self):
+        """The file of the DDLP's weights; `UserError` if there is none."""
+        return find_ddlp_weights(self.config, self.ddlp_config, self.path)
+
+    # ------------------------------------------------------------------------------------------------------- models
+
+    def load_ddlp(self, device="cpu"):
+        """The DDLP with its weights, frozen and in evaluation mode."""
+        ddlp = ObjectDynamicsDLP.from_config(self.ddlp_config)
+        checkpoints.load_weights(ddlp, self.ddlp_weights_path())
+        return ddlp.to(device).eval().requires_grad_(False)
+
+    def load_model(self, device="cpu", checkpoint=None):
+        """The `DiffuseDDLP` with its moving average's weights, its statistics and its DDLP, in evaluation mode.
+
+        checkpoint: a file like saves/model.pth, instead of that. Raises `UserError` that names every file that is
+        missing, or what does not fit.
+        """
+        path = self.state_path if checkpoint is None else Path(checkpoint)
+        files = {"the DDLP's weights": ddlp_weights_candidates(self.config, self.ddlp_config, self.path)}
+        files |= {"the statistics of its particles": [self.stats_path], "the diffusion's weights": [path]}
+        missing = [f"{what} {paths[0]}" for what, paths in files.items() if not any(map(Path.is_file, paths))]
+        if missing:
+            raise UserError(f"{self.path}: files are missing: {', '.join(missing)}")
+        model = DiffuseDDLP.from_config(self.config, self.ddlp_config, self.load_ddlp())
+        self.load_stats(model.normalization)
+        ema = read_state(path)["ema"]
+        weights = {name.removeprefix(EMA_PREFIX): ema[name] for name in ema if name.startswith(EMA_PREFIX)}
+        checkpoints.insert_weights(model.diffusion, weights, f"{path} (ema)")
+        return model.to(device).eval()
+
+    # -------------------------------------------------------------------------------------------------------- state
+
+    def load_stats(self, normalization):
+        """Load latent_stats.pth into a `ParticleNormalization`."""
+        checkpoints.load_weights(normalization, self.stats_path)
+
+    def save_stats(self, normalization):
+        """Write a fitted `ParticleNormalization` to latent_stats.pth."""
+        if self.is_main:
+            checkpoints.save(normalization.state_dict(), self.stats_path)
+
+    def save_state(self, state, training_state):
+        """Save what training goes on from.
+
+        state: the published entries, "step", "model", "opt", "ema" (of ema-pytorch's `EMA` with its online model) and
+        "scaler" (None without one), for model.pth; training_state: a dict of all else.
+        """
+        if not self.is_main:
+            return
+        # A crash may part the two files: the small one comes first, and keeps what belongs to the large one as it is.
+        states = self._training_states()
+        kept = {step: value for step, value in states.items() if step == self._saved_step}
+        checkpoints.save({**kept, state["step"]: training_state}, self.training_state_path)
+        ema = dict(state["ema"])
+        ema["initted"] = ema["initted"].reshape(1).float()
+        ema["step"] = ema["step"].reshape(1).long()
+        checkpoints.save({**{name: state[name] for name in STATE_ENTRIES}, "ema": ema}, self.state_path)
+        self._saved_step = state["step"]
+
+    def load_state(self):
+        """The entries of saves/model.pth, as given to `save_state`; the ema's `initted` and `step` are scalars."""
+        if not self.state_path.is_file():
+            raise UserError(f"{self.path}: cannot be resumed: no {self.state_path.relative_to(self.path)} in it")
+        state = read_state(self.state_path)
+        self._saved_step = state["step"]
+        return state
+
+    def load_training_state(self):
+        """The training state that belongs to what `load_state` read, which comes first; None in a published directory,
+        which has none."""
+        if not self.training_state_path.is_file():
+            return None
+        states = self._training_states()
+        if self._saved_step not in states:
+            steps = " and ".join(map(str, states))
+            raise UserError(
+                f"{self.training_state_path}: is of step {steps}, but {self.state_path.name} of step"
+                f" {self._saved_step}; without this file training goes on, but not exactly"
+            )
+        return states[self._saved_step]
+
+    def _training_states(self):
+        """Step to training state."""
+        return checkpoints.load(self.training_state_path) if self.training_state_path.is_file() else {}
+
+
+def read_state(path):
+    """The entries of a file like saves/model.pth, on the CPU; the ema's `initted` and `step` as scalars."""
+    state = checkpoints.load(path)
+    lacking = [name for name in STATE_ENTRIES if not isinstance(state, dict) or name not in state]
+    if lacking:
+        raise UserError(f"{path}: not a model.pth of DiffuseDDLP: lacks {', '.join(lacking)}")
+    ema = dict(state["ema"])
+    for name in ("initted", "step"):
+        if name not in ema or not torch.is_tensor(ema[name]) or ema[name].numel() != 1:
+            raise UserError(f"{path}: not a model.pth of DiffuseDDLP: its ema lacks {name}, one number")
+        ema[name] = ema[name].reshape(())
+    return {**state, "ema": ema}
+
+
+def find_ddlp_config(config, folder=None):
+    """The `Config` of the DDLP that a `DiffuseConfig` names.
+
+    folder: the run directory, if there is one already: what lies in it comes first. Then paths are relative to the
+    working directory, then to `folder`. Raises `UserError` that names where it was looked for.
+    """
+    candidates = [] if folder is None else [folder / DDLP_CONFIG_FILE]
+    candidates += [path / Run.config_file for path in _places(config.ddlp_dir, folder)]
+    return read_config(first_file(candidates, f"{folder or config.ddlp_dir}: no configuration of the DDLP"))
+
+
+def find_ddlp_weights(config, ddlp_config, folder=None):
+    """The file of the DDLP's weights, looked for as by `find_ddlp_config`: `ddlp_ckpt`, or else the best in
+    `ddlp_dir`."""
+    candidates = ddlp_weights_candidates(config, ddlp_config, folder)
+    return first_file(candidates, f"{folder or config.ddlp_dir}: no weights of the DDLP")
+
+
+def ddlp_weights_candidates(config, ddlp_config, folder=None):
+    """Where `find_ddlp_weights` looks, in this order."""
+    candidates = []
+    if folder is not None:
+        names = [f"{config.ds}_ddlp.pth", f"{ddlp_config.ds}_ddlp{ddlp_config.run_prefix}.pth"]
+        names += [Path(config.ddlp_ckpt).name] if config.ddlp_ckpt else []
+        candidates = [folder / name for name in dict.fromkeys(names)]
+    if config.ddlp_ckpt:
+        return candidates + _places(config.ddlp_ckpt, folder)
+    for path in _places(config.ddlp_dir, folder):
+        candidates += Run(path, ddlp_config, "ddlp").weights_candidates()
+    return candidates
+
+
+def _places(path, folder):
+    """Where a configuration's path may be: relative to the working directory, and to the run directory."""
+    return list(dict.fromkeys([Path(path)] if folder is None else [Path(path), folder / path]))
