@@ -309,6 +309,16 @@ def test_other_frames_are_encoded_anew_where_a_data_set_has_no_fingerprint():
     assert particle_cache.data_fingerprint(clips) != before
 
 
+def test_particles_of_a_data_set_that_is_a_file_are_kept_beside_it(tmp_path):
+    (tmp_path / "recording.npy").touch()
+    tokens = torch.rand(3, 2, 4, 5)
+    kept = particle_cache.cached_tokens(
+        tmp_path / "recording.npy", "traffic", {}, tokens.shape, lambda: iter(tokens.split(2))
+    )
+    assert kept.path.parent == tmp_path / ".cache"
+    assert all(torch.equal(kept[i][0], tokens[i]) for i in range(3))
+
+
 def test_what_is_kept_is_whole(own_data, tmp_path, monkeypatch):
     def encoded(task, model, clips):
         yield torch.zeros(8, FRAMES, 5, 8)
