@@ -48,8 +48,9 @@ class CachedTokens(Dataset):
 def cached_tokens(root, ds, key, shape, blocks):
     """The `CachedTokens` of the data set `ds` at `root`, encoded first, with a bar, where they are not kept yet.
 
-    root: a folder, or a file (then its folder), or None; key: dict of all that decides the tokens, beside their `shape` [clips, frames, K + 1, F];
-    blocks: called only where they have to be encoded; returns a generator of tokens [*, frames, K + 1, F], in order.
+    root: a folder, or a file (then its folder), or None; key: dict of all that decides the tokens, beside their `shape`
+    [clips, frames, K + 1, F]; blocks: called only where they have to be encoded; returns a generator of tokens
+    [*, frames, K + 1, F], in order.
     One process encodes, others that want the same tokens wait for it. Raises UserError where there is no room, or no
     folder that can be written to.
     """
