@@ -210,6 +210,8 @@ def main(arguments=None):
         "training set": measured(model, particles_of(model, clips_of(run, "train", args.samples)), reference),
     }
     for text, (sampler, steps) in samplers.items():
+        if sampler != "ddpm":  # what is only imported when it is needed takes seconds
+            generate(model, noise[:1], sampler, 1, args.seed)
         started = time.perf_counter()
         particles = generate(model, noise, sampler, steps, args.seed)
         seconds = time.perf_counter() - started

@@ -501,7 +501,7 @@ def test_a_video_is_decoded_once_for_the_cache(root, monkeypatch):
     started, frames = [], VideoFile.frames
     monkeypatch.setattr(VideoFile, "frames", lambda self, *span: (started.append(span), frames(self, *span))[1])
     dataset = VideoFolderVideos(root, "train", HEIGHT, 50 - 46)
-    assert started == [(0, 50)]
+    assert started == [(0, 50), (0, 1)]  # and its first frame once more, to check what was written
     shown = expected_video(video, HEIGHT)
     for first in range(47):
         assert_item(dataset[first], shown[first : first + 4])
