@@ -432,9 +432,11 @@ class GaussianDiffusionPINT(nn.Module):
         """Draw tokens [B, T, N, F].
 
         sampler: "ddpm" (all steps, with noise), "ddim" (arXiv 2010.02502) or "dpm++" (DPM-Solver++ of second order,
-        arXiv 2211.01095), by default as `sampling_timesteps` says; steps: of "ddim" and "dpm++", default
-        `sampling_timesteps`; eta: of "ddim", default `ddim_sampling_eta`; noise: x_T, [B, T, N, F], instead of
-        `batch_size` draws; generator: of the draws; progress: what the steps are wrapped in, such as tqdm.
+        arXiv 2211.01095, at times that lie closer where there is little noise), by default as `sampling_timesteps`
+        says; steps: of "ddim" and "dpm++", default `sampling_timesteps`; eta: the noise of each step, of "ddim" from 0
+        to 1, default `ddim_sampling_eta`, of "dpm++" 1 (it solves the stochastic equation, the default) or 0 (the
+        ordinary one); noise: x_T, [B, T, N, F], instead of `batch_size` draws; generator: of the draws; progress: what
+        the steps are wrapped in, such as tqdm.
 
         Raises `UserError` if an argument is not legal.
         """
@@ -446,8 +448,11 @@ class GaussianDiffusionPINT(nn.Module):
         self._check_steps("steps", steps)
         if sampler == "ddpm" and steps != self.num_timesteps:
             raise UserError(f"steps is {steps}; legal: {self.num_timesteps} with sampler ddpm, which takes all steps")
-        eta = self.ddim_sampling_eta if eta is None else eta
+        if eta is None:
+            eta = 1 if sampler == "dpm++" else self.ddim_sampling_eta
         self._check_eta("eta", eta)
+        if sampler == "dpm++" and eta not in (0, 1):
+            raise UserError(f"eta is {eta}; legal: 0 or 1 with sampler dpm++")
         x = self._initial_noise(batch_size, generator) if noise is None else noise
         with _evaluating(self.model):
             if sampler == "ddpm":
@@ -455,7 +460,7 @@ class GaussianDiffusionPINT(nn.Module):
             elif sampler == "ddim":
                 x = self._ddim(x, steps, eta, generator, progress)
             else:
-                x = self._dpm_solver(x, steps, progress)
+                x = self._dpm_solver(x, steps, eta, generator, progress)
         return (x + 1) / 2 if self.auto_normalize else x
 
     @torch.no_grad()
@@ -527,17 +532,27 @@ class GaussianDiffusionPINT(nn.Module):
             if eta > 0:
                 x = x + sigma * _randn(x, generator)
 
-    def _dpm_solver(self, x, steps, progress):
+    def _quadratic_times(self, steps):
+        """As many different times from the last one down to 0, as i^2 for i in 0 .. steps - 1."""
+        last = self.num_timesteps - 1
+        # Rounding must not make two of them one.
+        times = [max(round(last * (i / (steps - 1)) ** 2), i) for i in range(1, steps)]
+        return [*reversed(times), 0] if times else [last]
+
+    def _dpm_solver(self, x, steps, eta, generator, progress):
         from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
         solver = DPMSolverMultistepScheduler(
-            num_train_timesteps=self.num_timesteps, prediction_type="sample", final_sigmas_type="zero"
+            num_train_timesteps=self.num_timesteps,
+            prediction_type="sample",
+            final_sigmas_type="zero",
+            algorithm_type="sde-dpmsolver++" if eta else "dpmsolver++",
         )
         # Its own products are accumulated in float32.
         solver.alphas_cumprod = (1 - noise_schedule(self.beta_schedule, self.num_timesteps)).cumprod(0).numpy()
-        solver.set_timesteps(timesteps=self._times(steps))
+        solver.set_timesteps(timesteps=self._quadratic_times(steps))
         x_start = None
         for time in progress(solver.timesteps.tolist()):
             x_start = self._estimate(x, torch.full((len(x),), time, device=x.device), x_start)
-            x = solver.step(x_start, time, x).prev_sample
+            x = solver.step(x_start, time, x, generator).prev_sample
         return x

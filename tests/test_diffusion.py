@@ -439,7 +439,8 @@ def test_dpm_solver_is_of_second_order(schedule):
     diffusion, x_T = toy(schedule=schedule), normal(6, 2, 3, 2)
 
     def error(sampler, steps):
-        return (diffusion.sample(sampler=sampler, steps=steps, noise=x_T) - exact_flow(diffusion, x_T)).abs().max()
+        sample = diffusion.sample(sampler=sampler, steps=steps, eta=0, noise=x_T)
+        return (sample - exact_flow(diffusion, x_T)).abs().max()
 
     assert error("ddim", 1000) < 5e-3 and error("dpm++", 200) < 1e-3
     # Twice the steps: half the error for the first order, about a quarter for the second.
@@ -449,9 +450,18 @@ def test_dpm_solver_is_of_second_order(schedule):
         assert error("dpm++", steps) < 0.8 * error("ddim", steps)
 
 
-def multistep(diffusion, x, times, clip):
+def quadratic_times(steps, timesteps=1000):
+    """Squares from 0 to the last time, rounded, and pushed apart where they meet; from the top."""
+    times = []
+    for x in torch.linspace(0, 1, steps, dtype=torch.float64).tolist() if steps > 1 else [1.0]:
+        time = round((timesteps - 1) * x**2)
+        times.append(time if not times or time > times[-1] else times[-1] + 1)
+    return times[::-1]
+
+
+def multistep(diffusion, x, times, clip, noises=None):
     """DPM-Solver++(2M), arXiv 2211.01095, algorithm 2: data prediction, midpoint; the first and last steps of first
-    order, the last one to sigma 0."""
+    order, the last one to sigma 0. With noises, one per step, the solver of the stochastic equation (appendix F)."""
     alphas, model = products(diffusion), diffusion.model
     ratio = [math.log(alphas[t].sqrt() / (1 - alphas[t]).sqrt()) for t in times]
     estimates = []
@@ -464,17 +474,36 @@ def multistep(diffusion, x, times, clip):
         if i > 0:
             r = (ratio[i] - ratio[i - 1]) / h
             data = (1 + 1 / (2 * r)) * estimates[-1] - 1 / (2 * r) * estimates[-2]
-        sigma, next_sigma = (1 - alphas[t]).sqrt(), (1 - alphas[times[i + 1]]).sqrt()
-        x = next_sigma / sigma * x - alphas[times[i + 1]].sqrt() * math.expm1(-h) * data
+        following = alphas[times[i + 1]]
+        sigma, next_sigma = (1 - alphas[t]).sqrt(), (1 - following).sqrt()
+        if noises is None:
+            x = next_sigma / sigma * x - following.sqrt() * math.expm1(-h) * data
+        else:
+            fresh = -math.expm1(-2 * h)  # the share of the variance that is drawn anew
+            x = next_sigma / sigma * math.exp(-h) * x + following.sqrt() * fresh * data
+            x = x + next_sigma * math.sqrt(fresh) * noises[i]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 30, 61])
 @pytest.mark.parametrize("clip", [True, False])
-def test_dpm_solver_written_out(steps, clip):
+@pytest.mark.parametrize("eta", [0, 1])
+def test_dpm_solver_written_out(steps, clip, eta):
     diffusion, x_T = toy(clip_denoised=clip), normal(6, 2, 3, 2)
-    times = torch.linspace(-1, 999, steps + 1, dtype=torch.float64).int().tolist()[:0:-1]
-    sample = diffusion.sample(sampler="dpm++", steps=steps, noise=x_T)
-    torch.testing.assert_close(sample, multistep(diffusion, x_T, times, clip), rtol=1e-5, atol=1e-5)
+    draw = torch.Generator().manual_seed(3)
+    noises = [torch.randn(x_T.shape, generator=draw) for _ in range(steps)] if eta else None
+    generator = torch.Generator().manual_seed(3)
+    sample = diffusion.sample(sampler="dpm++", steps=steps, noise=x_T, eta=eta, generator=generator)
+    expected = multistep(diffusion, x_T, quadratic_times(steps), clip, noises)
+    torch.testing.assert_close(sample, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_quadratic_times():
+    for timesteps in (2, 3, 40, 1000):
+        diffusion = toy(timesteps=timesteps)
+        for steps in range(1, timesteps + 1):
+            times = diffusion._quadratic_times(steps)
+            assert len(times) == steps and times[0] == timesteps - 1 and (steps == 1 or times[-1] == 0)
+            assert times == quadratic_times(steps, timesteps) and times == sorted(set(times), reverse=True)
 
 
 def test_ddim_is_that_of_diffusers():
@@ -511,7 +540,8 @@ def test_ddim_with_full_noise_and_all_steps_is_ddpm():
 
 
 @pytest.mark.parametrize(
-    ("sampler", "steps", "eta"), [("ddpm", None, None), ("ddim", 50, 0.0), ("ddim", 100, 0.5), ("dpm++", 50, None)]
+    ("sampler", "steps", "eta"),
+    [("ddpm", None, None), ("ddim", 50, 0.0), ("ddim", 100, 0.5), ("dpm++", 50, None), ("dpm++", 50, 0)],
 )
 def test_samples_have_the_moments_of_the_data(sampler, steps, eta):
     diffusion = toy(timesteps=1000 if steps else 250)
@@ -538,10 +568,10 @@ def test_samples_of_all_objectives_agree(sampler):
 def test_estimates_are_clamped_only_where_asked(sampler):
     x_T = 4 * normal(6, 2, 3, 2)
     clamped = toy(timesteps=40, clip_denoised=True).sample(sampler=sampler, noise=x_T)
-    free = toy(timesteps=40).sample(sampler=sampler, noise=x_T)
+    free = toy(timesteps=40).sample(sampler=sampler, noise=x_T, eta=0)
     assert clamped.abs().max() <= 1 + 1e-6
     assert free.abs().max() > 1.5 or sampler == "ddpm"  # whose noise hides where it began
-    outside = toy(timesteps=40, auto_normalize=True).sample(sampler=sampler, noise=x_T, generator=None)
+    outside = toy(timesteps=40, auto_normalize=True).sample(sampler=sampler, noise=x_T, eta=0)
     assert sampler == "ddpm" or torch.allclose(outside, (free + 1) / 2)
 
 
@@ -593,6 +623,7 @@ def test_interpolation():
         ({"sampler": "ddim", "steps": 2.5}, "steps is 2.5; legal: 1 to 40"),
         ({"sampler": "ddpm", "steps": 8}, "steps is 8; legal: 40 with sampler ddpm, which takes all steps"),
         ({"sampler": "ddim", "eta": 1.5}, "eta is 1.5; legal: from 0 to 1"),
+        ({"sampler": "dpm++", "eta": 0.5}, "eta is 0.5; legal: 0 or 1 with sampler dpm"),
     ],
 )
 def test_illegal_samplers_are_refused(options, message):
