@@ -149,7 +149,7 @@ def graph(rows):
         sampler, _, steps = name.partition(":")
         if steps:
             curves.setdefault(sampler, []).append((int(steps), rows[name]))
-    labels = {"mean": "mean Wasserstein distance to held-out particles (std)", "sharpness": "sharpness (1: held-out)"}
+    labels = {"mean": "mean Wasserstein distance (std)", "sharpness": "sharpness (1: held-out)"}
     for axes, (key, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
         for sampler, points in curves.items():
             points = sorted(points, key=lambda point: point[0])
@@ -157,9 +157,11 @@ def graph(rows):
         for name, style in (("ddpm", "--"), ("training set", ":")):
             if name in rows:
                 axes.axhline(rows[name][key], color="black", linestyle=style, label=name)
-        axes.set(xscale="log", xlabel="steps", ylabel=label)
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
+        steps = sorted({steps for points in curves.values() for steps, _ in points})
+        axes.set_xscale("log")
+        axes.set_xticks(steps, map(str, steps))
+        axes.set_xticks([], minor=True)
+        axes.set(xlabel="steps", ylabel=label)
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
