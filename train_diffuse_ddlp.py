@@ -9,11 +9,11 @@ from pathlib import Path
 
 from models import ObjectDynamicsDLP
 from utils import checkpoints
-from utils.config import OVERRIDE, DiffuseConfig, add_override_arguments, overrides_from
+from utils.config import DiffuseConfig, overrides_from
 from utils.diffusion_run import DiffusionRun, find_ddlp_config, find_ddlp_weights
 from utils.diffusion_training import RESUMABLE, DiffusionTask, DiffusionTrainer
 from utils.errors import UserError, run_command
-from utils.training import make_accelerator
+from utils.training import add_training_arguments, make_accelerator, resumed_config
 
 
 def main(arguments=None):
@@ -44,11 +44,7 @@ def parse_arguments(arguments=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-c", "--config", metavar="FILE", help="a file in configs/, or a path ending in .json")
-    parser.add_argument("--resume", metavar="RUN_DIR", help="go on with this run, exactly where it was saved")
-    parser.add_argument(
-        "--no_cache", dest=f"{OVERRIDE}cache", action="store_const", const="false", help="the same as --cache false"
-    )
-    add_override_arguments(parser, kind=DiffuseConfig)
+    add_training_arguments(parser, DiffuseConfig)
     args = parser.parse_args(arguments)
     if (args.config is None) == (args.resume is None):
         parser.error("give either -c/--config (a new run, or the one at its result_dir) or --resume (a run)")
@@ -59,10 +55,7 @@ def configuration(args, overrides):
     """The `DiffuseConfig` to train with, and the `DiffusionRun` that goes on, or None for a new one."""
     if args.resume:
         run = DiffusionRun.open(args.resume)
-        fixed = [name for name in overrides if name not in RESUMABLE]
-        if fixed:
-            raise UserError(f"--{fixed[0]} cannot change when a run goes on; legal: {', '.join(RESUMABLE)}")
-        return run.config.replace("command line", **overrides), run
+        return resumed_config(run, overrides, RESUMABLE), run
     config = DiffuseConfig.load(args.config).replace("command line", **overrides)
     if config.result_dir is None:
         return config, None

@@ -61,13 +61,18 @@ class FrameSource:
         files, and with how they are used."""
         digest = hashlib.sha256(repr((self.name, self.image_size, list(self.lengths))).encode())
         for name in self.files():
-            path = os.path.join(self.folder, name)
-            try:
-                status = os.stat(path)
-            except OSError as error:
-                raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+            note_file(digest, name, os.path.join(self.folder, name))
         return digest.hexdigest()[:16]
+
+
+def note_file(digest, name, path):
+    """Add the `name` of the file at `path`, its size and its time of change to a digest of hashlib; UserError where it
+    cannot be read."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    digest.update(os.fsencode(name) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
 
 
 class FrameFolders(FrameSource):

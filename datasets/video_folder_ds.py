@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from datasets.episodes import EpisodeVideos
 from datasets.frame_cache import locked_folder
-from datasets.frame_sources import FrameSource, resized
+from datasets.frame_sources import FrameSource, note_file, resized
 from datasets.preparation import available_cores
 from datasets.video_files import VIDEO_ENDINGS, FrameFolder, Shape, find_videos, listed
 from utils.errors import UserError
@@ -115,11 +115,7 @@ def _fingerprint(video):
     """A text that changes with the paths, sizes and times of change of a video's files."""
     digest = hashlib.sha256()
     for path in video.files():
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-        digest.update(os.fsencode(path.name) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        note_file(digest, path.name, path)
     return f"{os.path.realpath(video.path)} {digest.hexdigest()[:16]}"
 
 

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from datasets import balls_preparation
 from datasets.balls_ds import BallsImages, BallsVideos, to_normalized
 from datasets.balls_preparation import BallsOptions, draw_start, make_episodes, render, simulate
 from datasets.get_dataset import get_image_dataset, get_video_dataset
+from tests.processes import group_is_gone, wait_until
 from utils.config import Config
 from utils.errors import UserError
 
@@ -382,22 +382,6 @@ def test_an_interrupted_preparation_goes_on(tmp_path, monkeypatch, capsys):
         assert_equal(*(contents(tmp_path / name / f"{split}.hdf5") for name in ("cut", "whole")))
 
 
-def group_is_gone(group):
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return True
-    return False
-
-
-def wait_until(condition):
-    for _ in range(3000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("waited for 30 s")
-
-
 @pytest.mark.parametrize("how", ["ctrl-c", "kill"])
 def test_no_process_outlives_the_command(tmp_path, how):
     command = [sys.executable, "datasets/balls_preparation.py", "--out", str(tmp_path / "balls")]
@@ -406,13 +390,13 @@ def test_no_process_outlives_the_command(tmp_path, how):
         command, cwd=REPOSITORY, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     part = tmp_path / "balls" / ".train.part.hdf5"
-    wait_until(lambda: part.exists() and part.stat().st_blocks > 100)
+    wait_until(lambda: part.exists() and part.stat().st_blocks > 100, 30)
     if how == "ctrl-c":
         os.killpg(process.pid, signal.SIGINT)
     else:
         process.kill()
     assert process.wait(timeout=30) != 0
-    wait_until(lambda: group_is_gone(process.pid))
+    wait_until(lambda: group_is_gone(process.pid), 30)
     if how == "ctrl-c":
         assert not list((tmp_path / "balls").iterdir())
     prepare(tmp_path / "balls", "--train 2 --val 1 --test 1")

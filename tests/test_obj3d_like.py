@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from PIL import Image
 
 from datasets import obj3d_like_preparation as preparation
 from datasets.obj3d_like_preparation import COLORS, EYE, FIELD_OF_VIEW, TARGET, Scene, draw_scene, render, simulate
+from tests.processes import group_is_gone, wait_until
 from utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -283,34 +283,18 @@ def run_script(*arguments, **options):
     return subprocess.Popen(script, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, **options)
 
 
-def group_is_gone(group):
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return True
-    return False
-
-
-def wait_until(condition):
-    for _ in range(12000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("waited for 120 s")
-
-
 @pytest.mark.parametrize("how", ["ctrl-c", "kill"])
 def test_a_stopped_preparation_goes_on(tmp_path, capsys, how):
     out = tmp_path / "out"
     numbers = "--train 400 --val 1 --test 1"
     process = run_script(f"--out {out} {SMALL} {numbers} --processes 2", start_new_session=True)
-    wait_until(lambda: (out / "train" / "1").exists())
+    wait_until(lambda: (out / "train" / "1").exists(), 120)
     if how == "ctrl-c":
         os.killpg(process.pid, signal.SIGINT)
     else:
         process.kill()
     message = process.communicate(timeout=120)[1].splitlines()[-1]
-    wait_until(lambda: group_is_gone(process.pid))
+    wait_until(lambda: group_is_gone(process.pid), 120)
     assert process.returncode == (130 if how == "ctrl-c" else -signal.SIGKILL)
     if how == "ctrl-c":
         assert message == "error: stopped; the same command goes on with what is missing"

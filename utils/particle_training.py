@@ -1,17 +1,18 @@
 """What training DLPv2 and DDLP has in common: half of the task, and the command."""
 
 import argparse
+from functools import cached_property
 
 import torch
 
 from datasets.episodes import scaled
 from eval.image_metrics import available_metrics
 from utils import checkpoints
-from utils.config import OVERRIDE, Config, add_override_arguments, overrides_from
+from utils.config import Config, overrides_from
 from utils.errors import UserError
 from utils.loss_functions import VGGDistance
 from utils.run import MODELS, Run
-from utils.training import RESUMABLE, Task, Trainer, make_accelerator
+from utils.training import RESUMABLE, Task, Trainer, add_training_arguments, make_accelerator, resumed_config
 
 FIGURE_ITEMS = 8  # training items that the figures show, at most
 
@@ -73,9 +74,13 @@ class ParticleTask(Task):
 
     def figure_items(self):
         """The first items of the training set, stacked: [n, ...]."""
+        return scaled(self._figure_items.to(self.accelerator.device))
+
+    @cached_property
+    def _figure_items(self):
+        # Kept: finding all files of a data set again takes seconds.
         items = self.train_set()
-        x = torch.stack([items[i][0] for i in range(min(FIGURE_ITEMS, len(items)))])
-        return scaled(x.to(self.accelerator.device))
+        return torch.stack([items[i][0] for i in range(min(FIGURE_ITEMS, len(items)))])
 
 
 def health(output):
@@ -95,7 +100,9 @@ def train(task_class, description, arguments=None):
     overrides = overrides_from(args)
     run = Run.open(args.resume) if args.resume else None
     if run:
-        config = resumed_config(run, task_class.kind, overrides)
+        if run.kind != task_class.kind:
+            raise UserError(f"{run.path} is a run of kind {run.kind}; this command goes on with kind {task_class.kind}")
+        config = resumed_config(run, overrides, RESUMABLE)
     else:
         config = Config.load(args.dataset).replace("command line", **overrides)
     accelerator = make_accelerator(config.device)
@@ -118,25 +125,11 @@ def parse_arguments(description, arguments=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-d", "--dataset", metavar="NAME", help="a name in configs/, or a path ending in .json")
-    parser.add_argument("--resume", metavar="RUN_DIR", help="go on with this run, exactly where it was saved")
-    parser.add_argument(
-        "--no_cache", dest=f"{OVERRIDE}cache", action="store_const", const="false", help="the same as --cache false"
-    )
-    add_override_arguments(parser)
+    add_training_arguments(parser, Config)
     args = parser.parse_args(arguments)
     if (args.dataset is None) == (args.resume is None):
         parser.error("give either -d/--dataset (a new run) or --resume (a run to go on with)")
     return args
-
-
-def resumed_config(run, kind, overrides):
-    """The configuration with which a run goes on."""
-    if run.kind != kind:
-        raise UserError(f"{run.path} is a run of kind {run.kind}; this command goes on with kind {kind}")
-    fixed = [name for name in overrides if name not in RESUMABLE]
-    if fixed:
-        raise UserError(f"--{fixed[0]} cannot change when a run goes on; legal: {', '.join(RESUMABLE)}")
-    return run.config.replace("command line", **overrides)
 
 
 def resume_command(task_class, accelerator):

@@ -18,6 +18,7 @@ from accelerate.utils import gather_object, set_seed
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
+from utils.config import OVERRIDE, add_override_arguments
 from utils.errors import UserError
 from utils.plotting import loss_graph
 
@@ -113,6 +114,23 @@ def make_accelerator(device, unused_parameters=True):
         torch.cuda.set_device(index)
     unused = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
     return Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
+
+
+def add_training_arguments(parser, kind):
+    """The arguments of every training command: --resume, --no_cache and the overrides of a `kind` of configuration."""
+    parser.add_argument("--resume", metavar="RUN_DIR", help="go on with this run, exactly where it was saved")
+    parser.add_argument(
+        "--no_cache", dest=f"{OVERRIDE}cache", action="store_const", const="false", help="the same as --cache false"
+    )
+    add_override_arguments(parser, kind=kind)
+
+
+def resumed_config(run, overrides, resumable):
+    """The configuration with which a run goes on; `UserError` for an override of a key that is not `resumable`."""
+    fixed = [name for name in overrides if name not in resumable]
+    if fixed:
+        raise UserError(f"--{fixed[0]} cannot change when a run goes on; legal: {', '.join(resumable)}")
+    return run.config.replace("command line", **overrides)
 
 
 class EpochBatches(Sampler):
