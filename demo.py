@@ -6,16 +6,18 @@ import time
 
 import torch
 
+from configs.schema import Config, add_override_arguments, overrides_from
 from datasets import balls_preparation
+from datasets.get_dataset import video_dataset
 from eval.eval_gen_metrics import measure_predictions
-from eval.eval_model import animate_trajectory_ddlp, video_dataset
-from train_ddlp import DDLPTask
-from utils.config import Config, add_override_arguments, overrides_from
+from eval.eval_model import animate_trajectory_ddlp
+from eval.image_metrics import ImageMetrics
+from rundir.run import Run
+from training.loop import TrainingLoop
+from training.particles import DDLPTask, leaves_parameters_unused, resume_command
+from utils.device import make_accelerator
 from utils.errors import run_command
-from utils.particle_training import resume_command
 from utils.plotting import horizon_graph, save_image
-from utils.run import Run
-from utils.training import Trainer, make_accelerator
 
 OUTPUT = "demo_output"
 # Smaller and fewer than the data set's: two balls in 32 x 32 pixels.
@@ -61,20 +63,22 @@ def main():
     config = Config.load("demo").replace("command line", **overrides_from(parser.parse_args()))
     started = time.monotonic()
     balls_preparation.main(["--out", config.root, *BALLS.split()])
-    accelerator = make_accelerator(config.device)
-    trainer = Trainer(DDLPTask(config, accelerator), config, accelerator, resume_command(DDLPTask, accelerator))
+    accelerator = make_accelerator(config.device, leaves_parameters_unused(config))
+    task = DDLPTask(config, accelerator)
+    loop = TrainingLoop(task, config, accelerator, resume_command(task.kind, accelerator))
     run = Run.create(config, DDLPTask.kind, accelerator, parent=OUTPUT)
-    if not trainer.fit(run):
+    if not loop.fit(run):
         return
     trained = time.monotonic() - started
-    model = trainer.bare_model.eval()
+    model = loop.bare_model.eval()
     horizon, seen = config.animation_horizon, config.cond_steps
-    measured = measure_predictions(model, accelerator.device, config, horizon, "test", seen, ("psnr", "position"))
+    videos = video_dataset(config, "test", horizon)
+    images = ImageMetrics(("psnr",), accelerator.device)
+    measured = measure_predictions(model, videos, images, horizon, seen, position=True)
     paths = animate_trajectory_ddlp(
         model, config, 0, accelerator.device, run.path, horizon, cond_steps=seen, mode="test", prefix="test_"
     )
-    videos = len(video_dataset(config, "test", horizon))
-    print(f"\n{videos} held-out videos: {seen} frames are seen, {horizon - seen} predicted")
+    print(f"\n{len(videos)} held-out videos: {seen} frames are seen, {horizon - seen} predicted")
     save_image(report(config, measured, still_frame(config)), run.path / "predictions.png")
     print(f"{trained:.0f} s of preparing and training, {time.monotonic() - started:.0f} s in all")
     print(f"animations (truth left, prediction right): {paths[0]} ...; graph: {run.path / 'predictions.png'}")

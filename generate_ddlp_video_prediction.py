@@ -7,10 +7,10 @@ Writes RUN_DIR/animations/e0_traj_anim_{i}.gif: ground truth left, prediction ri
 import argparse
 
 from eval.eval_model import animate_trajectory_ddlp
+from rundir.prediction import add_prediction_arguments, open_prediction
 from utils.animation import ANIMATION_FORMATS
 from utils.errors import run_command
 from utils.files import make_folder
-from utils.prediction import add_prediction_arguments, open_prediction
 
 
 def parse_arguments(arguments=None):
@@ -26,20 +26,20 @@ def parse_arguments(arguments=None):
 
 def main(arguments=None):
     args = parse_arguments(arguments)
-    asked = open_prediction(args)
-    folder = make_folder(asked.run.path / "animations")
+    request = open_prediction(args)
+    folder = make_folder(request.run.path / "animations")
     paths = animate_trajectory_ddlp(
-        asked.model,
-        asked.config,
+        request.model,
+        request.config,
         0,
-        asked.device,
+        request.device,
         folder,
-        timestep_horizon=asked.horizon,
+        timestep_horizon=request.horizon,
         num_trajetories=args.num_predictions,
         train=args.use_train,
-        cond_steps=asked.cond_steps,
-        deterministic=asked.deterministic,
-        mode=asked.mode,
+        cond_steps=request.cond_steps,
+        deterministic=request.deterministic,
+        mode=request.mode,
         suffix=args.format,
         verbose=True,
     )

@@ -12,14 +12,13 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
+from modules.diffusion_modules import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS, sampling_steps
+from rundir.diffusion_run import DiffusionRun
 from utils.animation import ANIMATION_FORMATS, generated_panel, save_animation, side_by_side
-from utils.config import SAMPLERS
-from utils.diffusion_run import DiffusionRun
 from utils.errors import UserError, run_command
 from utils.files import make_folder
 from utils.plotting import save_image
 
-DEFAULT_SAMPLER, DEFAULT_STEPS = "dpm++", 50
 IMAGE_TIMES = (1, 10, 15, 20, 30, 40)
 
 
@@ -54,7 +53,7 @@ def main(arguments=None):
     horizon = run.ddlp_config.animation_horizon if args.horizon is None else args.horizon
     if horizon < run.config.diffuse_frames:
         raise UserError(f"--horizon is {horizon}; legal: diffuse_frames {run.config.diffuse_frames} or more")
-    steps = sampling_steps(args.sampler, args.steps, run.config.diffusion_num_steps)
+    steps = sampling_steps(args.sampler, args.steps, run.config.diffusion_num_steps, "--steps")
     model = run.load_model("cuda" if torch.cuda.is_available() and not args.cpu else "cpu", args.checkpoint)
     make_folder(run.figures)
     # The noise of all videos is drawn at once, so that it does not depend on the batches; predicting and drawing the
@@ -69,19 +68,6 @@ def main(arguments=None):
     )
     write = write_images if args.image else partial(write_animations, suffix=args.format or "gif")
     write(run, model.ddlp, batches(first, args.batch_size), horizon)
-
-
-def sampling_steps(sampler, steps, all_steps):
-    """The number of denoising steps: what was asked for, or the default. all_steps: those of the noise schedule."""
-    if sampler == "ddpm":
-        if steps not in (None, all_steps):
-            raise UserError(f"--steps is {steps}; legal: {all_steps} with --sampler ddpm, which takes all steps")
-        return all_steps
-    if steps is None:
-        return min(DEFAULT_STEPS, all_steps)
-    if not 1 <= steps <= all_steps:
-        raise UserError(f"--steps is {steps}; legal: 1 to {all_steps}, the steps of the noise schedule")
-    return steps
 
 
 def batches(particles, batch_size):

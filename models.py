@@ -17,13 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.diffusion_modules import GaussianDiffusionPINT, ParticleNormalization, PINTDenoiser, UNetDenoiser
+from configs.schema import Config, DiffuseConfig
+from modules.architecture import Architecture, PINTArchitecture
+from modules.diffusion_modules import (
+    GaussianDiffusionPINT,
+    ParticleNormalization,
+    PINTDenoiser,
+    UNetDenoiser,
+    sampling_steps,
+)
 from modules.dynamics_modules import DynamicsDLP, prediction_dict
-from modules.modules import Architecture, Background, Foreground, Stage
+from modules.modules import Background, Foreground, Stage
 from modules.particles import BetaParams, Gaussian, Particles, Posterior, Prediction, TensorTree
-from utils import checkpoints
-from utils.config import ARCHITECTURE, Config, DiffuseConfig, check_architecture, check_dynamics
-from utils.errors import UserError
 from utils.loss_functions import ChamferLossKL, calc_kl, calc_kl_beta_dist, calc_reconstruction_loss
 
 FRAMES_AT_ONCE = 64  # a frame of 128 x 128 pixels with 24 particles takes some 10 MB to draw
@@ -57,11 +62,9 @@ class ParticleModel(nn.Module):
     def __init__(self, architecture):
         super().__init__()
         arch = self.architecture = architecture
-        check_architecture(cdim=arch.cdim, **{name: getattr(arch, name) for name in ARCHITECTURE})
-        proposals = arch.n_kp * (arch.image_size // arch.patch_size) ** 2
-        if arch.filtering_heuristic != "none" and proposals < arch.n_kp_enc:
+        if arch.filtering_heuristic != "none" and arch.num_proposals < arch.n_kp_enc:
             warnings.warn(
-                f"n_kp_enc is {arch.n_kp_enc}, but the patches propose {proposals}: so many are the particles",
+                f"n_kp_enc is {arch.n_kp_enc}, but the patches propose {arch.num_proposals}: so many are the particles",
                 stacklevel=3,
             )
         # The priors' parameters, under the published checkpoints' names.
@@ -88,14 +91,14 @@ class ParticleModel(nn.Module):
     # ------------------------------------------------------------------------------------------- encode and decode
 
     def _check_input(self, x, x_prior=None, dims=(4,)):
-        """`UserError` unless x is made of images (4 in `dims`) or clips (5), and x_prior is shaped as x."""
-        image = [self.architecture.cdim, *2 * [self.architecture.image_size]]
+        """`ValueError` unless x is made of images (4 in `dims`) or clips (5), and x_prior is shaped as x."""
+        image = [self.architecture.ch, *2 * [self.architecture.image_size]]
         if x.dim() not in dims or list(x.shape[-3:]) != image:
             image = ", ".join(map(str, image))
             kinds = {4: f"images [B, {image}]", 5: f"clips [B, T, {image}]"}
-            raise UserError(f"input of shape {list(x.shape)}; legal: {' or '.join(kinds[n] for n in dims)}")
+            raise ValueError(f"input of shape {list(x.shape)}; legal: {' or '.join(kinds[n] for n in dims)}")
         if x_prior is not None and x_prior.shape != x.shape:
-            raise UserError(f"x_prior of shape {list(x_prior.shape)}; legal: the input's shape, {list(x.shape)}")
+            raise ValueError(f"x_prior of shape {list(x_prior.shape)}; legal: the input's shape, {list(x.shape)}")
 
     def _encode_clip(self, x, stage, x_prior=None, prior_frames=None, train_prior=True, heuristic=None):
         """Track the particles through a clip: frame 0 from the proposals, each later frame from the one before.
@@ -313,8 +316,7 @@ class ObjectDLP(ParticleModel):
         enable_enc_attn=False,
         filtering_heuristic="variance",
     ):
-        arguments = locals()
-        super().__init__(Architecture(**{field.name: arguments[field.name] for field in fields(Architecture)}))
+        super().__init__(fields_of(Architecture, {**locals(), "ch": cdim}))
         self.use_tracking = use_tracking
 
     def forward(
@@ -477,9 +479,8 @@ class ObjectDynamicsDLP(ParticleModel):
         filtering_heuristic="variance",
         depth_logvar_from_mean=False,
     ):
-        arguments = locals()
-        super().__init__(Architecture(**{field.name: arguments[field.name] for field in fields(Architecture)}))
-        check_dynamics(pint_layers, pint_heads, pint_dim, timestep_horizon)
+        super().__init__(fields_of(Architecture, {**locals(), "ch": cdim}))
+        fields_of(PINTArchitecture, locals())  # raises where PINT cannot be built
         self.timestep_horizon = timestep_horizon
         self.dyn_module = DynamicsDLP(
             learned_feature_dim,
@@ -538,7 +539,7 @@ class ObjectDynamicsDLP(ParticleModel):
     def _check_clip(self, x, x_prior=None, num_frames=None):
         self._check_input(x, x_prior, dims=(5,))
         if num_frames is not None and x.shape[1] != num_frames:
-            raise UserError(f"a clip of {x.shape[1]} frames; legal: {num_frames}, timestep_horizon + 1")
+            raise ValueError(f"a clip of {x.shape[1]} frames; legal: {num_frames}, timestep_horizon + 1")
 
     def encode_all(
         self,
@@ -593,7 +594,7 @@ class ObjectDynamicsDLP(ParticleModel):
         cond_steps = self.timestep_horizon if cond_steps is None else cond_steps
         self._check_input(x, dims=(5,))
         if not 1 <= cond_steps <= x.shape[1]:
-            raise UserError(f"cond_steps is {cond_steps}; legal: 1 to the clip's {x.shape[1]} frames")
+            raise ValueError(f"cond_steps is {cond_steps}; legal: 1 to the clip's {x.shape[1]} frames")
         particles = self.predict(self.track(x[:, :cond_steps], bg_masks_from_fg), num_steps, deterministic)
         rec = self.render(particles)
         if not return_z:
@@ -717,7 +718,7 @@ class ObjectDynamicsDLP(ParticleModel):
         if discount is None:
             return like.new_ones(count)
         if len(discount) < count:
-            raise UserError(f"dynamic_discount has {len(discount)} entries; legal: at least {count}")
+            raise ValueError(f"dynamic_discount has {len(discount)} entries; legal: at least {count}")
         return torch.as_tensor(discount).to(like)[:count]
 
 
@@ -784,7 +785,7 @@ class DiffuseDDLP(nn.Module):
         """
         frames = self.config.diffuse_frames
         if videos.dim() == 5 and videos.shape[1] < frames:
-            raise UserError(f"a clip of {videos.shape[1]} frames; legal: diffuse_frames {frames} or more")
+            raise ValueError(f"a clip of {videos.shape[1]} frames; legal: diffuse_frames {frames} or more")
         tokens = self.layout.pack(self.ddlp.track(videos[:, :frames], bg_masks_from_fg=True))
         return tokens, self.mask.expand_as(tokens)
 
@@ -809,13 +810,14 @@ class DiffuseDDLP(nn.Module):
 
         sampler, steps: see `GaussianDiffusionPINT.sample`, by default those of the configuration; seed: of all draws;
         deterministic: PINT's means instead of samples; progress: what the steps are wrapped in, such as tqdm.
-        Raises `UserError` if an argument is not legal.
+        Raises `ValueError` if an argument is not legal.
         """
         frames = self.config.diffuse_frames
         if horizon < frames:
-            raise UserError(f"horizon is {horizon}; legal: diffuse_frames {frames} or more")
+            raise ValueError(f"horizon is {horizon}; legal: diffuse_frames {frames} or more")
         if sampler is None:
             sampler, steps = self.config.sampler, self.config.sampling_steps if steps is None else steps
+        steps = sampling_steps(sampler, steps, self.diffusion.num_timesteps)
         with _seeded(seed, self.mask.device):
             tokens = self.diffusion.sample(n, sampler=sampler, steps=steps, progress=progress)
             particles = self.particles_of(tokens)
@@ -826,29 +828,6 @@ class DiffuseDDLP(nn.Module):
         particles = self.layout.unpack(self.normalization.unnormalize(tokens))
         particles.obj_on = particles.obj_on.clamp(0, 1)
         return particles
-
-    # ----------------------------------------------------------------------------------------------------- files
-
-    def save(self, path):
-        """Write configurations and all weights to one file, which `load` reads."""
-        contents = {
-            "config": self.config.to_dict(),
-            "ddlp_config": self.ddlp_config.to_dict(),
-            "weights": self.state_dict(),
-        }
-        checkpoints.save(contents, path)
-
-    @classmethod
-    def load(cls, path):
-        """The model in a file that `save` wrote, on the CPU, in evaluation mode; `UserError` if it is none."""
-        contents = checkpoints.load(path)
-        if not isinstance(contents, dict) or not {"config", "ddlp_config", "weights"} <= contents.keys():
-            raise UserError(f"{path}: not a file of DiffuseDDLP.save: no config, ddlp_config and weights in it")
-        config = DiffuseConfig.from_dict(contents["config"], where=f"{path}: config")
-        ddlp_config = Config.from_dict(contents["ddlp_config"], where=f"{path}: ddlp_config")
-        model = cls.from_config(config, ddlp_config)
-        checkpoints.insert_weights(model, contents["weights"], path)
-        return model.eval()
 
 
 @contextmanager
@@ -863,6 +842,11 @@ def _seeded(seed, device):
 
 
 # ----------------------------------------------------------------------------- the release's dictionaries, and terms
+
+
+def fields_of(architecture, arguments):
+    """The `architecture` (its class) whose fields are taken from a constructor's arguments."""
+    return architecture(**{field.name: arguments[field.name] for field in fields(architecture)})
 
 
 def _as_images(x):
@@ -1007,7 +991,7 @@ def reconstruction_loss(x, rec, recon_loss_type, recon_loss_func):
     """The error of each image, summed over pixels and channels: [B, C, H, W] twice -> [B]."""
     if recon_loss_type == "vgg":
         if recon_loss_func is None:
-            raise UserError('recon_loss_func is None; legal with recon_loss_type "vgg": a VGGDistance')
+            raise ValueError('recon_loss_func is None; legal with recon_loss_type "vgg": a VGGDistance')
         return recon_loss_func(x, rec, reduction="none")
     return calc_reconstruction_loss(x, rec, loss_type=recon_loss_type, reduction="none")
 

@@ -4,8 +4,10 @@
 `train_ddlp.py` runs on any number of processes; this is its published name for several.
 """
 
-from train_ddlp import main
+from train_ddlp import main, train_ddlp
 from utils.errors import run_command
+
+__all__ = ["main", "train_ddlp"]
 
 if __name__ == "__main__":
     run_command(main)

@@ -4,37 +4,37 @@
 """
 
 import argparse
-import json
 from pathlib import Path
 
+from configs.schema import DiffuseConfig, overrides_from
 from models import ObjectDynamicsDLP
+from rundir.diffusion_run import DiffusionRun, find_ddlp_config, find_ddlp_weights
+from training.diffusion import DiffusionTask
+from training.loop import TrainingLoop
+from training.particles import add_training_arguments, resume_command
 from utils import checkpoints
-from utils.config import DiffuseConfig, overrides_from
-from utils.diffusion_run import DiffusionRun, find_ddlp_config, find_ddlp_weights
-from utils.diffusion_training import RESUMABLE, DiffusionTask, DiffusionTrainer
+from utils.device import make_accelerator
 from utils.errors import UserError, run_command
-from utils.training import add_training_arguments, make_accelerator, resumed_config
 
 
 def main(arguments=None):
     args = parse_arguments(arguments)
     config, run = configuration(args, overrides_from(args, DiffuseConfig))
-    accelerator = make_accelerator(config.device, unused_parameters=False)
+    accelerator = make_accelerator(config.device)
+    if run:
+        run = DiffusionRun.open(run.path, accelerator.is_main_process)
     ddlp_config, weights = (run.ddlp_config, run.ddlp_weights_path()) if run else the_ddlp(config)
     ddlp = ObjectDynamicsDLP.from_config(ddlp_config)
     checkpoints.load_weights(ddlp, weights)
-    task = DiffusionTask(config, ddlp_config, ddlp, accelerator)
-    trainer = DiffusionTrainer(task, config, accelerator, resume_command(accelerator))
+    task = DiffusionTask(config, ddlp_config, ddlp, accelerator, run)
+    loop = TrainingLoop(task, config, accelerator, resume_command(DiffusionRun.kind, accelerator))
     if run:
-        run.is_main = accelerator.is_main_process
-        trainer.resume(run)
-        trainer.encode()
+        loop.resume(run)
         run.save_config(config)
     else:
-        trainer.encode(fit=True)
-        run = DiffusionRun.create(config, ddlp_config, accelerator, weights)
-        trainer.save_statistics(run)
-    trainer.fit(run)
+        statistics = task.diffuse_ddlp.normalization, task.identity
+        run = DiffusionRun.create(config, ddlp_config, accelerator, weights, *statistics)
+    loop.fit(run)
 
 
 def parse_arguments(arguments=None):
@@ -55,19 +55,12 @@ def configuration(args, overrides):
     """The `DiffuseConfig` to train with, and the `DiffusionRun` that goes on, or None for a new one."""
     if args.resume:
         run = DiffusionRun.open(args.resume)
-        return resumed_config(run, overrides, RESUMABLE), run
+        return run.config.resume(**overrides), run
     config = DiffuseConfig.load(args.config).replace("command line", **overrides)
     if config.result_dir is None:
         return config, None
-    run, config = DiffusionRun.open(config.result_dir), config.replace(result_dir=None)
-    before = run.config.to_dict()
-    for name, value in config.to_dict().items():
-        if name not in (*RESUMABLE, "result_dir") and value != before[name]:
-            raise UserError(
-                f"{name} is {json.dumps(value)}, but {json.dumps(before[name])} in result_dir {run.path}, and cannot"
-                f" change when a run goes on; legal: {', '.join(RESUMABLE)}"
-            )
-    return config, run
+    run = DiffusionRun.open(config.result_dir)
+    return run.config.resume(**{**config.to_dict(), "result_dir": None}), run
 
 
 def the_ddlp(config):
@@ -82,14 +75,6 @@ def the_ddlp(config):
         )
     ddlp_config = find_ddlp_config(config)
     return ddlp_config, find_ddlp_weights(config, ddlp_config)
-
-
-def resume_command(accelerator):
-    """What to type, with the run directory behind it, to go on with a run."""
-    script = "train_diffuse_ddlp.py --resume"
-    if accelerator.num_processes == 1:
-        return f"python {script}"
-    return f"accelerate launch --config_file ./accel_conf.yml {script}"
 
 
 if __name__ == "__main__":

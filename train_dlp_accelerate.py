@@ -4,8 +4,10 @@
 `train_dlp.py` runs on any number of processes; this is its published name for several.
 """
 
-from train_dlp import main
+from train_dlp import main, train_dlp
 from utils.errors import run_command
+
+__all__ = ["main", "train_dlp"]
 
 if __name__ == "__main__":
     run_command(main)

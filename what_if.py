@@ -18,15 +18,15 @@ from pathlib import Path
 
 import torch
 
-from eval.eval_model import check_horizon, first_frames, video_dataset
-from eval.tracking import VISIBLE
-from modules.particles import Particles
+from datasets.get_dataset import first_frames, video_dataset
+from eval.eval_model import check_horizon
+from modules.particles import VISIBLE, Particles
+from rundir.prediction import add_prediction_arguments, open_prediction
+from training.loop import preserve_random_state
 from utils.animation import ANIMATION_FORMATS, Panel, ground_truth_panel, prediction_panel, save_animation, side_by_side
 from utils.errors import UserError, run_command
 from utils.files import make_folder
 from utils.plotting import enlarge, plot_keypoints_on_image_batch, save_image, zoom_factor
-from utils.prediction import add_prediction_arguments, open_prediction
-from utils.training import keeping_random_state
 
 CANVAS = 256  # pixels: smaller frames are enlarged before numbered particles are drawn on them
 # What can be done to a particle: the names of the values, and what it does.
@@ -140,7 +140,7 @@ def what_if(model, video, edits, horizon=60, cond_steps=None, deterministic=True
             obj_on[:, :, particles] = value
         return replace(frame, obj_on=obj_on)
 
-    with keeping_random_state():
+    with preserve_random_state():
         predicted = model.predict(seen, horizon - cond_steps, deterministic)
     altered = model.predict(altered, horizon - cond_steps, deterministic, keep_transparency)
     images, altered_images = model.render(predicted)[0], model.render(altered)[0]
@@ -150,7 +150,7 @@ def what_if(model, video, edits, horizon=60, cond_steps=None, deterministic=True
 def draw_particles(frames, particles):
     """Frames [T, 3, H, W], enlarged, with the numbered visible ones of `Particles` [T, ...]."""
     # A position that is not a number is not drawn.
-    points = particles.z.masked_fill(particles.obj_on[..., None] <= VISIBLE, torch.nan)
+    points = particles.z.mrequest_fill(particles.obj_on[..., None] <= VISIBLE, torch.nan)
     canvas = enlarge(frames.cpu(), zoom_factor(frames, CANVAS))
     return plot_keypoints_on_image_batch(
         points, canvas, radius=3, max_imgs=len(canvas), kp_range=(-1, 1), plot_numbers=True
@@ -212,43 +212,45 @@ def parse_arguments(arguments=None):
 def main(arguments=None):
     args = parse_arguments(arguments)
     edits = [parse_edit(kind, text) for kind, text in args.edits]
-    asked = open_prediction(args)
-    videos = video_dataset(asked.config, asked.mode, asked.horizon)
+    request = open_prediction(args)
+    videos = video_dataset(request.config, request.mode, request.horizon)
     if not 0 <= args.episode < len(videos):
         raise UserError(f"--episode is {args.episode}; legal: 0 to {len(videos) - 1}")
-    video = first_frames(videos[args.episode], asked.horizon)[0]
+    video = first_frames(videos[args.episode], request.horizon)[0]
     if edits:
-        show_comparison(args, asked, video, edits)
+        show_comparison(args, request, video, edits)
     else:
-        show_particles(args, asked, video)
+        show_particles(args, request, video)
 
 
-def output_path(args, asked, default):
+def output_path(args, request, default):
     """Where to write: --out, or a file in RUN_DIR/what_if."""
-    path = Path(args.out) if args.out else asked.run.path / "what_if" / default
+    path = Path(args.out) if args.out else request.run.path / "what_if" / default
     make_folder(path.parent)
     return path
 
 
-def show_particles(args, asked, video):
-    particles = asked.model.track(video[None, : asked.cond_steps].to(asked.device)).map(lambda x: x[0, -1:].cpu())
-    path = output_path(args, asked, f"episode_{args.episode}_particles.png")
-    save_image(draw_particles(video[asked.cond_steps - 1 : asked.cond_steps], particles)[0], path)
+def show_particles(args, request, video):
+    particles = request.model.track(video[None, : request.cond_steps].to(request.device)).map(lambda x: x[0, -1:].cpu())
+    path = output_path(args, request, f"episode_{args.episode}_particles.png")
+    save_image(draw_particles(video[request.cond_steps - 1 : request.cond_steps], particles)[0], path)
     print("\n".join(describe(particles.map(lambda x: x[0]))))
     print(path)
 
 
-def show_comparison(args, asked, video, edits):
-    compared = what_if(asked.model, video.to(asked.device), edits, asked.horizon, asked.cond_steps, asked.deterministic)
+def show_comparison(args, request, video, edits):
+    compared = what_if(
+        request.model, video.to(request.device), edits, request.horizon, request.cond_steps, request.deterministic
+    )
     predicted = draw_particles(compared.video, compared.particles)
     altered = draw_particles(compared.altered_video, compared.altered_particles)
     panels = [
         ground_truth_panel(enlarge(video, zoom_factor(video, CANVAS))),
-        prediction_panel(predicted, asked.cond_steps),
+        prediction_panel(predicted, request.cond_steps),
         Panel(altered, [f"WHAT IF:{t}" for t in range(len(altered))], ["orange"] * len(altered)),
     ]
-    path = output_path(args, asked, f"episode_{args.episode}.{args.format}")
-    save_animation(side_by_side(panels), path, asked.config.animation_fps)
+    path = output_path(args, request, f"episode_{args.episode}.{args.format}")
+    save_animation(side_by_side(panels), path, request.config.animation_fps)
     print(path)
 
 

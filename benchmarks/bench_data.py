@@ -27,14 +27,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from configs.schema import Config
 from datasets import balls_preparation
 from datasets.episodes import NO_ANNOTATIONS
 from datasets.get_dataset import get_image_dataset, get_video_dataset
-from train_ddlp import DDLPTask
-from train_dlp import DLPTask
-from utils.config import Config
+from training.loop import Progress
+from training.particles import DDLPTask, DLPTask
+from utils.device import make_accelerator
 from utils.errors import UserError, run_command
-from utils.training import Progress, make_accelerator
 
 SIDE = 128  # of the frames on disk; Balls and Shapes have 64
 HEADINGS = ("", "", "ms per item", "", "items/s, one worker", "", "training")

@@ -18,7 +18,6 @@ All samplers begin with the same noise. Writes RUN_DIR/eval/diffusion.json, and 
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -31,9 +30,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets.get_dataset import get_video_dataset
-from utils.diffusion_run import DiffusionRun
+from rundir.diffusion_run import DiffusionRun
 from utils.errors import UserError, run_command
-from utils.files import make_folder, replacing
+from utils.files import atomic_write, make_folder, write_json
+from utils.legal import illegal
 
 VISIBLE = 0.5
 BATCH = 50  # clips encoded or drawn at a time
@@ -194,7 +194,7 @@ def parsed_sampler(text):
     """ "ddim:25" -> ("ddim", 25), "ddpm" -> ("ddpm", None)."""
     sampler, colon, steps = text.partition(":")
     if colon and not steps.isdecimal():
-        raise UserError(f"--samplers: {text!r} is not legal; it must be NAME or NAME:STEPS, as in ddim:25")
+        raise illegal("--samplers", text, "NAME or NAME:STEPS, as in ddim:25")
     return sampler, int(steps) if colon else None
 
 
@@ -225,9 +225,8 @@ def main(arguments=None):
     lines = f"{len(held_out.z)} held-out clips, {args.samples} generated\n{table(rows)}\n{verdict(rows)}"
     print(lines)
     folder = make_folder(run.path / "eval")
-    with replacing(folder / "diffusion.json") as part:
-        part.write_text(json.dumps(rows, indent=2) + "\n")
-    with replacing(folder / "diffusion.png") as part:
+    write_json(folder / "diffusion.json", rows)
+    with atomic_write(folder / "diffusion.png") as part:
         graph(rows).savefig(part)
     print(f"{folder / 'diffusion.json'}, {folder / 'diffusion.png'}")
 

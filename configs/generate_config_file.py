@@ -10,9 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.config import CONFIG_DIR, Config, add_override_arguments, overrides_from
+from configs.schema import CONFIG_DIR, Config, add_override_arguments, overrides_from
 from utils.errors import UserError, run_command
-from utils.files import replacing
+from utils.files import atomic_write
 
 DESCRIPTION = """Write the configuration of a run. For a data set that has a file in configs/, it starts from that file;
 for a new one from the defaults, with an architecture for the --image_size (64 if not given). For "video_folder" it
@@ -162,7 +162,7 @@ def main(arguments=None):
         raise UserError(f"{path} exists; legal: another --out, or --force to overwrite it")
     is_known = args.ds == VIDEO_FOLDER or os.path.exists(default_path)
     config = make_config(args.ds, is_known, overrides)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(as_json(config), encoding="utf-8")
     print(f"wrote {path}")
     if not is_known:

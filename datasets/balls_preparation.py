@@ -46,9 +46,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datasets.preparation import available_cores, check, check_at_least_1, check_space, make_executor
+from datasets.preparation import check_space, make_executor
 from utils.errors import UserError, run_command
-from utils.files import make_folder, replacing
+from utils.files import atomic_write, available_cores, make_folder
+from utils.legal import check, check_at_least_1
 
 SPLITS = ("train", "val", "test")
 SUBSTEPS = 10
@@ -271,7 +272,7 @@ def write_split(path, options, split, num_episodes, processes=1):
     """Make the file of one split at `path`; raises UserError where it cannot be written."""
     batches = make_batches(options, split, num_episodes, processes)
     bar = tqdm(desc=f"making {path.name}", total=num_episodes, unit="episode")
-    with replacing(path) as part, closing(batches), bar:
+    with atomic_write(path) as part, closing(batches), bar:
         offsets = _lay_out(part, options, split, num_episodes)
         # As plain bytes: h5py can lose an interrupt from the keyboard, and the reason why a disk does not write.
         with open(part, "r+b") as file:

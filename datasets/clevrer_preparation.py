@@ -35,17 +35,16 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets.preparation import (
-    available_cores,
-    check,
-    check_at_least_1,
     check_episodes,
     find_ranges,
+    message_on_interrupt,
     name_ranges,
-    reporting_unwritable,
-    saying_how_to_go_on,
+    unwritable_as_user_error,
     working_folder,
 )
 from utils.errors import UserError, run_command
+from utils.files import available_cores
+from utils.legal import check, check_at_least_1
 
 VIDEO_FRAMES = 128
 VIDEO_SIZE = (480, 320)  # width, height
@@ -123,7 +122,7 @@ def make_episode(working, video, folder):
         frames = read_frames(path)
     except BadVideo as error:
         raise BadVideo(f"{video} {error}") from error
-    with reporting_unwritable(folder):
+    with unwritable_as_user_error(folder):
         if video.archive:
             path.unlink()
         shutil.rmtree(part, ignore_errors=True)
@@ -158,7 +157,7 @@ class Video:
 
     def _copy(self, source, working):
         path = working / self.path.name
-        with reporting_unwritable(path), open(path, "wb") as file:
+        with unwritable_as_user_error(path), open(path, "wb") as file:
             shutil.copyfileobj(source, file, 2**20)
         return path
 
@@ -294,7 +293,7 @@ def main(arguments=None):
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     args = parse_arguments(arguments)
-    with saying_how_to_go_on():
+    with message_on_interrupt():
         jobs = plan(args)
         todo = [(video, folder) for video, folder in jobs if not is_made(folder)]
         if todo:

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datasets.frame_cache import cached
+from datasets.frame_cache import with_frame_cache
 from utils.errors import UserError
+from utils.legal import illegal
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 NO_ANNOTATIONS = 4  # positions, sizes, ids, in_camera
@@ -72,7 +73,7 @@ class EpisodeVideos(Dataset):
         split = SPLITS[mode]
         self._source = self._make_source(self.default_root if root is None else root, split, image_size)
         self._windows = self._make_windows(self._source.lengths, self.is_images or split == "train")
-        self._frames = cached(self._source) if cache and not self._source.is_mapped else self._source
+        self._frames = with_frame_cache(self._source) if cache and not self._source.is_mapped else self._source
 
     def _make_source(self, root, split, image_size):
         """The `FrameSource` of a split: "train", "val" or "test"."""
@@ -128,5 +129,5 @@ def scaled(frames):
 def whole_number(name, value):
     """`value` as an int; UserError unless it is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise UserError(f"{name}: {value!r} is not legal; it must be a whole number of at least 1")
+        raise illegal(name, value, "a whole number of at least 1")
     return int(value)

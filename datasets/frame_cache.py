@@ -20,9 +20,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from datasets.preparation import available_cores
 from utils.errors import UserError
-from utils.files import locked, replacing
+from utils.files import atomic_write, available_cores, file_lock
 
 _VERSION = 1  # of how frames are decoded and kept; another number makes every file anew
 _BLOCK = 100  # frames that are decoded at a time
@@ -85,14 +84,14 @@ def mapped_npy(path):
     return array.view(np.ndarray)
 
 
-def cached(source):
+def with_frame_cache(source):
     """The `CachedFrames` of a source, decoded and written first where they are not kept yet.
 
     One process decodes, with a bar; others that want the same frames wait for it. Raises UserError where a frame is
     not legal, there is no room, or no folder that can be written to.
     """
     name = f"{source.name}_{source.image_size}"
-    return kept(
+    return load_or_build(
         source.folder,
         name,
         f"{name}_{_fingerprint(source)}.npy",
@@ -102,7 +101,7 @@ def cached(source):
     )
 
 
-def kept(root, name, file_name, load, write, waiting, words=_FRAMES):
+def load_or_build(root, name, file_name, load, write, waiting, words=_FRAMES):
     """What `load` reads from the file of that name in a cache folder of the data set at `root`, written there first
     where no folder has it.
 
@@ -118,7 +117,7 @@ def kept(root, name, file_name, load, write, waiting, words=_FRAMES):
     folder = _writable(folders, name, words)
     path = folder / file_name
     try:
-        with locked(_lock(folder, name), waiting):
+        with file_lock(_lock(folder, name), waiting):
             if load(path) is None:
                 write(path)
     except OSError as error:
@@ -145,13 +144,13 @@ def _folders(root):
 
 
 @contextmanager
-def locked_folder(root, name, waiting):
+def folder_lock(root, name, waiting):
     """Yield the folder, made if need be, in which what is called `name` of the data set at `root` may be kept; the
     other processes that want to wait meanwhile, having printed the line `waiting`. Raises UserError where none is."""
     folder = _writable(_folders(root), name, _FRAMES)
     with ExitStack() as stack:
         try:
-            stack.enter_context(locked(_lock(folder, name), waiting))
+            stack.enter_context(file_lock(_lock(folder, name), waiting))
         except OSError as error:
             raise _not_kept([f"{folder} ({error.strerror})"], _FRAMES) from error
         yield folder
@@ -219,7 +218,7 @@ def write_blocks(path, descr, shape, blocks, doing, place, unit, words=_FRAMES):
         )
     print(f"{doing} {place} once, into {path} ({size / 1e9:.2f} GB)", file=sys.stderr)
     bar = tqdm(total=shape[0], unit=unit)
-    with replacing(path) as part, open(part, "wb") as file, closing(blocks), bar:
+    with atomic_write(path) as part, open(part, "wb") as file, closing(blocks), bar:
         np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
         for block in blocks:
             file.write(block)

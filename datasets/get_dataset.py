@@ -22,11 +22,13 @@ The further entries are the data set's own.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset, default_collate
 
 from utils.errors import UserError
+from utils.legal import illegal
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,9 @@ def get_image_dataset(ds, root, mode="train", image_size=128, seq_len=1, num_ite
 
     `root`: where it lies on disk (None: where the data set has a place of its own). `mode`: "train", "val" (or
     "valid") or "test". `image_size`: side of an image in pixels. `seq_len`: frames per item where the images come
-    from videos. `num_items`: use only the first `num_items` items (all, if there are no more). `cache`: keep decoded
-    frames on disk, for the data sets that are decoded, rather than decode them anew for every item. `as_uint8`: leave
-    item 0 of these uint8 in 0..255, a quarter of the bytes to hand from process to process and to the device, for
+    from videos. `num_items`: use only so many items, spread over the set (all, if there are no more). `cache`: keep
+    decoded frames on disk, for the data sets that are decoded, rather than decode them anew for every item. `as_uint8`:
+    leave item 0 of these uint8 in 0..255, a quarter of the bytes to hand from process to process and to the device, for
     `datasets.episodes.scaled` to scale there.
 
     Returns a Dataset whose item 0 is float32 [3, H, W] (or [seq_len, 3, H, W] for windows of videos) in 0..1. Raises
@@ -108,14 +110,14 @@ def get_video_dataset(ds, root, seq_len=1, mode="train", image_size=128, num_ite
 def _make(kind, ds, root, mode, image_size, seq_len, num_items, cache, as_uint8):
     variant = _variant(kind, ds)
     if num_items is not None and (isinstance(num_items, bool) or not isinstance(num_items, int) or num_items < 1):
-        raise UserError(f"num_items: {num_items!r} is not legal; it must be a whole number of at least 1, or None")
+        raise illegal("num_items", num_items, "a whole number of at least 1, or None")
     options = {"num_items": num_items} if _VARIANTS[ds].takes_num_items else {}
     if _VARIANTS[ds].decodes:
         options |= {"cache": cache, "as_uint8": as_uint8}
     dataset = variant(root, mode=mode, image_size=image_size, sample_length=seq_len, **options)
     if num_items is None or len(dataset) <= num_items:
         return dataset
-    return Subset(dataset, range(num_items))
+    return Subset(dataset, spread(len(dataset), num_items))
 
 
 def _variant(kind, ds):
@@ -134,3 +136,53 @@ def _variant(kind, ds):
 
 def _names(names):
     return ", ".join(sorted(names)) or "none"
+
+
+def spread(length, count):
+    """`count` of the indices 0 to `length` - 1, evenly spaced from 0 on."""
+    return [i * length // count for i in range(count)]
+
+
+# -------------------------------------------------------------------------------- the data sets of a configuration
+
+
+def image_dataset(config, mode, as_uint8=False):
+    """A DLPv2 run's data set: images, or clips of T + 1 frames where the model tracks. mode: "train", "val", "test".
+    as_uint8: see `get_image_dataset`."""
+    seq_len = config.timestep_horizon + 1 if config.use_tracking else 1
+    size = _size(config, mode)
+    return get_image_dataset(config.ds, config.root, mode, config.image_size, seq_len, size, config.cache, as_uint8)
+
+
+def video_dataset(config, mode, num_frames, as_uint8=False):
+    """A DDLP run's data set: in mode "train" windows of `num_frames` frames, in "val" and "test" whole episodes.
+    as_uint8: see `get_video_dataset`."""
+    options = {"num_items": _size(config, mode), "cache": config.cache, "as_uint8": as_uint8}
+    return get_video_dataset(config.ds, config.root, num_frames, mode, config.image_size, **options)
+
+
+def _size(config, mode):
+    return {"train": config.train_size, "val": config.val_size}.get(mode)
+
+
+def shard_loader(dataset, batch_size, num_workers=0, accelerator=None, num_frames=None):
+    """Batches in order; with several processes, each gets the items i, i + N, i + 2N, ... of its own.
+
+    num_frames: of every entry of an item (of a video), only the first so many frames; `UserError` where there are
+    fewer.
+    """
+    if accelerator is not None and accelerator.num_processes > 1:
+        dataset = Subset(dataset, range(accelerator.process_index, len(dataset), accelerator.num_processes))
+    collate = None if num_frames is None else partial(_collate_first_frames, num_frames)
+    return DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate)
+
+
+def _collate_first_frames(num_frames, items):
+    return default_collate([first_frames(item, num_frames) for item in items])
+
+
+def first_frames(item, num_frames):
+    """The first frames of a video data set's item, a tuple of tensors [T, ...]."""
+    if len(item[0]) < num_frames:
+        raise UserError(f"{num_frames} frames are asked for, but an episode has {len(item[0])}")
+    return tuple(entry[:num_frames] for entry in item)

@@ -38,18 +38,16 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets.preparation import (
-    available_cores,
-    check,
-    check_at_least_1,
     check_episodes,
     check_space,
     make_executor,
-    reporting_unwritable,
-    saying_how_to_go_on,
+    message_on_interrupt,
+    unwritable_as_user_error,
     working_folder,
 )
 from utils.errors import UserError, run_command
-from utils.files import replacing
+from utils.files import atomic_write, available_cores
+from utils.legal import check, check_at_least_1
 
 SPLITS = ("train", "val", "test")
 KINDS = ("ball", "cube", "cylinder")
@@ -351,7 +349,7 @@ def write_episode(root, options, split, index):
     folder = root / split / str(index)
     part = root / _WORKING / f"{split}_{index}"
     frames = make_episode(options, split, index)
-    with reporting_unwritable(folder):
+    with unwritable_as_user_error(folder):
         if part.exists():
             shutil.rmtree(part)
         part.mkdir()
@@ -448,7 +446,7 @@ def main(arguments=None):
         check_at_least_1(name, getattr(args, name))
     load_pybullet()
     root, numbers = Path(args.out), {split: getattr(args, split) for split in SPLITS}
-    with saying_how_to_go_on():
+    with message_on_interrupt():
         todo = find_missing(root, options, numbers, args.force)
         if todo:
             check_space(root, len(todo) * options.num_frames * _frame_bytes(options))
@@ -465,7 +463,7 @@ def fill(root, options, todo, total, processes=1, is_forced=False):
         try:
             if is_forced:
                 _remove_episodes(root)
-            with replacing(root / _RECORD) as record:
+            with atomic_write(root / _RECORD) as record:
                 record.write_text(json.dumps(asdict(options)) + "\n")
             frames = options.num_frames
             bar = tqdm(desc=root.name, total=total * frames, initial=(total - len(todo)) * frames, unit="frame")
@@ -478,7 +476,7 @@ def fill(root, options, todo, total, processes=1, is_forced=False):
 
 def _remove_episodes(root):
     for folder in (root / split for split in SPLITS):
-        with reporting_unwritable(folder):
+        with unwritable_as_user_error(folder):
             if folder.exists():
                 shutil.rmtree(folder)
 

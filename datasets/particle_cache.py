@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datasets.frame_cache import Words, kept, mapped_npy, write_blocks
+from datasets.frame_cache import Words, load_or_build, mapped_npy, write_blocks
 
 _VERSION = 1  # of how clips are encoded and kept; another number makes every file anew
 _SAMPLES = 16  # items that stand for a data set without a fingerprint of its own
@@ -71,7 +71,7 @@ def cached_tokens(root, ds, key, shape, blocks):
         write_blocks(path, "<f4", tuple(shape), arrays, "encoding", place, "clip", _PARTICLES)
 
     waiting = f"waiting for another process that encodes {place}"
-    return kept(root, name, f"{name}.npy", load, write, waiting, _PARTICLES)
+    return load_or_build(root, name, f"{name}.npy", load, write, waiting, _PARTICLES)
 
 
 def data_fingerprint(videos):

@@ -279,7 +279,7 @@ def check_arguments(args):
     for name, lowest in (("fold", 0), ("stride", 1), ("num_tasks", 1), ("processes", 1)):
         value = getattr(args, name)
         if value is not None and value < lowest:
-            raise UserError(f"{name}: {value} is not legal; it must be at least {lowest}")
+            raise UserError(f"{name} is {value}; legal: at least {lowest}")
 
 
 def prepare(args):

@@ -14,17 +14,6 @@ from pathlib import Path
 from utils.errors import UserError
 
 
-def check(name, value, legal, is_legal):
-    """`UserError` unless `is_legal`; `legal` says in words which values are."""
-    if not is_legal:
-        raise UserError(f"{name}: {value} is not legal; it must be {legal}")
-
-
-def check_at_least_1(name, value):
-    """`UserError` if `value` is below 1."""
-    check(name, value, "at least 1", value >= 1)
-
-
 def check_space(out, needed):
     """Say how many bytes will be written to the folder `out`; `UserError` if there is no room for them."""
     folder = Path(out).absolute()
@@ -43,7 +32,7 @@ class Interrupted(UserError):
 
 
 @contextmanager
-def reporting_unwritable(path):
+def unwritable_as_user_error(path):
     """Turn an OSError into a UserError: `path` cannot be written."""
     try:
         yield
@@ -57,7 +46,7 @@ def working_folder(folder):
 
     It is not deleted. Raises UserError where it cannot be made, or another process has it.
     """
-    with reporting_unwritable(folder):
+    with unwritable_as_user_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "lock").touch()
     with open(folder / "lock", "r+") as lock:
@@ -69,7 +58,7 @@ def working_folder(folder):
 
 
 @contextmanager
-def saying_how_to_go_on():
+def message_on_interrupt():
     """Ctrl-C becomes a message instead of a traceback."""
     try:
         yield
@@ -108,11 +97,6 @@ def name_ranges(ranges, most=8):
     names = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
     more = f" and {len(names) - most} more ranges" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def available_cores():
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_executor(processes):

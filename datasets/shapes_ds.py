@@ -23,9 +23,9 @@ from skimage.draw import random_shapes
 from torch.utils.data import Dataset, TensorDataset
 from tqdm import tqdm
 
-from datasets.preparation import available_cores
 from utils.errors import UserError
-from utils.files import locked, replacing
+from utils.files import atomic_write, available_cores, file_lock
+from utils.legal import illegal
 
 DEFAULT_ROOT = "./data/shapes"
 SHAPE_KINDS = ("rectangle", "circle", "triangle", "ellipse")
@@ -219,7 +219,7 @@ class ShapesDataset(Dataset):
 
     def _draw_once(self):
         """Draw the files unless another process does so first."""
-        with locked(self._images_path.with_suffix(".lock")):
+        with file_lock(self._images_path.with_suffix(".lock")):
             if not self._images_path.exists():
                 self._draw()
 
@@ -229,12 +229,12 @@ class ShapesDataset(Dataset):
         header = {"descr": "|u1", "fortran_order": False, "shape": (self._num_images, side, side, 3)}
         shapes = []
         records = draw_shapes(self._drawing, self._num_images)
-        with replacing(self._images_path) as part, open(part, "wb") as file, closing(records):
+        with atomic_write(self._images_path) as part, open(part, "wb") as file, closing(records):
             np.lib.format.write_array_header_1_0(file, header)
             for record in tqdm(records, f"drawing {self._images_path.name}", self._num_images, unit="image"):
                 file.write(record["image"].tobytes())
                 shapes.append(record["shapes"])
-            with replacing(self._shapes_path) as shapes_part:
+            with atomic_write(self._shapes_path) as shapes_part:
                 np.save(shapes_part, np.stack(shapes))
 
     def _map(self, path, entry):
@@ -302,5 +302,5 @@ def _to_tensor(image):
 def _whole_number(name, value, lowest):
     """`value` as an int; UserError unless it is a whole number of at least `lowest`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < lowest:
-        raise UserError(f"{name}: {value!r} is not legal; it must be a whole number of at least {lowest}")
+        raise illegal(name, value, f"a whole number of at least {lowest}")
     return int(value)

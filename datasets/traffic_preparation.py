@@ -30,17 +30,16 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets.preparation import (
-    available_cores,
-    check_at_least_1,
     check_space,
     find_ranges,
+    message_on_interrupt,
     name_ranges,
-    reporting_unwritable,
-    saying_how_to_go_on,
+    unwritable_as_user_error,
     working_folder,
 )
 from utils.errors import UserError, run_command
-from utils.files import replacing
+from utils.files import atomic_write, available_cores
+from utils.legal import check_at_least_1, illegal
 
 CROP = (60, 0, 480, 420)  # left, upper, right, lower
 IMAGE_SHAPE = (128, 128, 3)
@@ -119,7 +118,7 @@ def write_frames(working, paths, processes):
     path, note = working / "frames.npy", working / "progress.json"
     recording = _fingerprint(paths)
     done = _frames_done(path, note, recording)
-    with reporting_unwritable(path), open(path, "r+b" if done else "w+b") as file:
+    with unwritable_as_user_error(path), open(path, "r+b" if done else "w+b") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), *IMAGE_SHAPE)}
         np.lib.format.write_array_header_1_0(file, header)
         file.seek(done * _IMAGE_BYTES, os.SEEK_CUR)
@@ -160,7 +159,7 @@ def _frames_done(path, note, recording):
 
 
 def _take_note(note, content):
-    with replacing(note) as part:
+    with atomic_write(note) as part:
         part.write_text(json.dumps(content))
 
 
@@ -200,8 +199,8 @@ def main(arguments=None):
     args = parse_arguments(arguments)
     check_at_least_1("processes", args.processes)
     if args.out.suffix != ".npy":
-        raise UserError(f"--out: {args.out} is not legal; it must be a file named *.npy")
-    with saying_how_to_go_on():
+        raise illegal("--out", str(args.out), "a file named *.npy")
+    with message_on_interrupt():
         paths = find_frames(args.frames, args.allow_gaps)
         if args.force or not is_made(args.out, paths):
             make(args.out, paths, args.processes)
@@ -214,7 +213,7 @@ def make(out, paths, processes):
         done = working / "frames.npy"
         check_space(out.parent, len(paths) * _IMAGE_BYTES - (done.stat().st_size if done.exists() else 0))
         whole = write_frames(working, paths, processes)
-        with reporting_unwritable(out):
+        with unwritable_as_user_error(out):
             whole.replace(out)
         shutil.rmtree(working)
 

@@ -30,12 +30,11 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.episodes import EpisodeVideos
-from datasets.frame_cache import locked_folder
+from datasets.frame_cache import folder_lock
 from datasets.frame_sources import FrameSource, note_file, resized
-from datasets.preparation import available_cores
 from datasets.video_files import VIDEO_ENDINGS, FrameFolder, Shape, find_videos, listed
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import atomic_write, available_cores
 
 DEFAULT_ROOT = "./data/video_folder"
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
@@ -124,7 +123,7 @@ def _count(root, videos, fingerprints, keep):
         _decode_unknown(root, videos, fingerprints)
         return
     waiting = f"waiting for another process that counts the frames of {root}"
-    with locked_folder(Path(root), _INDEX, waiting) as folder:
+    with folder_lock(Path(root), _INDEX, waiting) as folder:
         path = folder / f"{_INDEX}.json"
         _counted.update(_read_index(path))
         try:
@@ -149,7 +148,7 @@ def _write_index(path, names):
     # What a video was before it changed is forgotten.
     changed = {name.rpartition(" ")[0] for name in new}
     kept = {name: shape for name, shape in kept.items() if name.rpartition(" ")[0] not in changed}
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps({name: astuple(shape) for name, shape in (kept | new).items()}))
 
 

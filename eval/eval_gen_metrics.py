@@ -2,7 +2,6 @@
 ``python eval/eval_gen_metrics.py -p RUN_DIR -c 6 --horizon 50``."""
 
 import argparse
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,17 @@ import torch
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from eval.eval_model import check_horizon, image_dataset, mean_over_processes, shard_loader, video_dataset
+from configs.schema import METRICS, Config
+from datasets.episodes import scaled
+from datasets.get_dataset import image_dataset, shard_loader, spread, video_dataset
+from eval.eval_model import check_horizon, mean_over_processes
 from eval.image_metrics import ImageMetrics
-from eval.tracking import VISIBLE, pixel_positions, tracking_quality
-from utils.config import METRICS, Config
+from eval.tracking import pixel_positions, tracking_quality
+from modules.particles import VISIBLE
+from rundir.prediction import add_prediction_arguments, open_prediction
 from utils.errors import UserError, run_command
-from utils.files import make_folder, replacing
+from utils.files import make_folder, write_json
 from utils.plotting import horizon_graph, save_image
-from utils.prediction import add_prediction_arguments, open_prediction
 
 POSITION = "position"  # the name of what `eval.tracking` measures
 LABELS = {
@@ -35,6 +37,24 @@ TABLE_ROWS = 11
 
 
 @torch.no_grad()
+def measure_reconstructions(model, dataset, images, batch_size=32, num_workers=0, accelerator=None):
+    """Image metrics of DLPv2's reconstructions of a data set of images or clips.
+
+    images: the `ImageMetrics`, on the model's device. Returns name to mean over the images, the same on every process.
+    """
+    model = (model.module if hasattr(model, "module") else model).eval()
+    is_main = accelerator is None or accelerator.is_main_process
+    loader = shard_loader(dataset, batch_size, num_workers, accelerator)
+    totals, count = dict.fromkeys(images.modules, torch.zeros((), device=images.device)), 0
+    for batch in tqdm(loader, desc="image metrics", leave=False, disable=not is_main):
+        x = scaled(batch[0].to(images.device))
+        targets = x.reshape(-1, *x.shape[-3:])
+        values = images(model(x, deterministic=True)["rec"], targets)
+        totals = {name: total + values[name].sum() for name, total in totals.items()}
+        count += len(targets)
+    return {name: mean_over_processes(total, count, accelerator).item() for name, total in totals.items()}
+
+
 def eval_dlp_im_metric(
     model,
     device,
@@ -46,32 +66,17 @@ def eval_dlp_im_metric(
     verbose=False,
     accelerator=None,
 ):
-    """Image metrics of DLPv2's reconstructions of a data set.
+    """`measure_reconstructions` of the data set of `config` (a `Config`, or a dict of its keys).
 
-    config: a `Config`, or a dict of its keys; val_mode: "train", "val" or "test"; verbose: print the result. Returns
-    name to mean over the images, the same on every process, and writes it to
+    val_mode: "train", "val" or "test"; verbose: print the result, which is also written to
     `eval_dir`/last_val_image_metrics.json.
     """
     config = Config.from_dict(config)
-    model = model.module if hasattr(model, "module") else model
-    model.eval()
-    is_main = accelerator is None or accelerator.is_main_process
-    measure = ImageMetrics(metrics, device)
-    loader = shard_loader(image_dataset(config, val_mode), batch_size, config.num_workers, accelerator)
-    totals, count = dict.fromkeys(metrics, torch.zeros((), device=device)), 0
-    for batch in tqdm(loader, desc="image metrics", leave=False, disable=not is_main):
-        x = batch[0].to(device)
-        images = x.reshape(-1, *x.shape[-3:])
-        values = measure(model(x, deterministic=True)["rec"], images)
-        totals = {name: totals[name] + values[name].sum() for name in metrics}
-        count += len(images)
-    means = {name: mean_over_processes(totals[name], count, accelerator).item() for name in metrics}
-    if is_main:
-        _report(means, eval_dir, verbose)
-    return means
+    dataset, images = image_dataset(config, val_mode), ImageMetrics(metrics, device)
+    means = measure_reconstructions(model, dataset, images, batch_size, config.num_workers, accelerator)
+    return report(means, eval_dir, accelerator, verbose)
 
 
-@torch.no_grad()
 def eval_ddlp_im_metric(
     model,
     device,
@@ -85,30 +90,34 @@ def eval_ddlp_im_metric(
     verbose=False,
     accelerator=None,
 ):
-    """Image metrics of DDLP's predictions of the frames `cond_steps`..`timestep_horizon` - 1 of a data set's videos.
+    """`measure_predictions` of the data set of `config` (a `Config`, or a dict of its keys).
 
-    config: a `Config`, or a dict of its keys; val_mode: "train", "val" or "test"; metrics: also "position", where the
-    objects' true positions are known; verbose: print the result. Returns name to mean over all frames and name_std to
-    their standard deviation, the same on every process, and writes them to `eval_dir`/last_val_image_metrics.json.
+    val_mode: "train", "val" or "test"; metrics: also "position", where the objects' true positions are known; verbose:
+    print the result. Returns name to mean over all frames and name_std to their standard deviation, the same on every
+    process, and writes them to `eval_dir`/last_val_image_metrics.json.
     """
+    config = Config.from_dict(config)
     over_time = measure_predictions(
-        model, device, config, timestep_horizon, val_mode, cond_steps, metrics, batch_size, accelerator
+        model,
+        prediction_videos(config, val_mode, timestep_horizon),
+        ImageMetrics([name for name in metrics if name != POSITION], device),
+        timestep_horizon,
+        cond_steps,
+        POSITION in metrics,
+        batch_size,
+        config.num_workers,
+        accelerator,
     )
-    summary = summarise(over_time)
+    return report(summarise(over_time), eval_dir, accelerator, verbose)
+
+
+def report(values, eval_dir, accelerator=None, verbose=False):
+    """Write `values` to `eval_dir`/last_val_image_metrics.json, on the main process, and hand them back."""
     if accelerator is None or accelerator.is_main_process:
-        _report(summary, eval_dir, verbose)
-    return summary
-
-
-def _report(values, eval_dir, verbose):
-    write_json(Path(eval_dir) / "last_val_image_metrics.json", values)
-    if verbose:
-        print(", ".join(f"{name} {value:.4f}" for name, value in values.items()))
-
-
-def write_json(path, values):
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
+        write_json(Path(eval_dir) / "last_val_image_metrics.json", values)
+        if verbose:
+            print(", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+    return values
 
 
 @dataclass
@@ -150,33 +159,30 @@ class OverTime:
 @torch.no_grad()
 def measure_predictions(
     model,
-    device,
-    config,
+    videos,
+    images,
     horizon,
-    mode="test",
     cond_steps=10,
-    metrics=("ssim", "psnr", "lpips"),
+    position=False,
     batch_size=32,
+    num_workers=0,
     accelerator=None,
     deterministic=True,
 ):
     """Measure DDLP's predictions of the frames `cond_steps`..`horizon` - 1 of videos.
 
-    The arguments are those of `eval_ddlp_im_metric`; of the training set `TRAIN_WINDOWS` windows from all over it are
-    measured. Returns name to `OverTime`: the image metrics', and for "position" `position_error` (pixels) and `tracked`
-    (see `eval.tracking.tracking_quality`).
+    videos: a data set of videos; images: the `ImageMetrics`, on the model's device; position: whether to measure how
+    well objects are tracked, too; deterministic: PINT's means instead of samples. Returns name to `OverTime`: the image
+    metrics', and with `position` `position_error` (pixels) and `tracked` (see `eval.tracking.tracking_quality`).
     """
-    config = Config.from_dict(config)
     check_horizon(horizon, cond_steps)
-    model = model.module if hasattr(model, "module") else model
-    model.eval()
-    images = ImageMetrics([name for name in metrics if name != POSITION], device)
-    names = [*images.modules, *(("position_error", "tracked") if POSITION in metrics else ())]
-    over_time = {name: OverTime.empty(horizon - cond_steps, device) for name in names}
-    loader = shard_loader(_videos(config, mode, horizon), batch_size, config.num_workers, accelerator, horizon)
+    model = (model.module if hasattr(model, "module") else model).eval()
+    names = [*images.modules, *(("position_error", "tracked") if position else ())]
+    over_time = {name: OverTime.empty(horizon - cond_steps, images.device) for name in names}
+    loader = shard_loader(videos, batch_size, num_workers, accelerator, horizon)
     is_main = accelerator is None or accelerator.is_main_process
     for batch in tqdm(loader, desc="predictions", leave=False, disable=not is_main):
-        x = batch[0].to(device)
+        x = scaled(batch[0].to(images.device))
         prediction, particles = model.sample(
             x, horizon - cond_steps, deterministic, cond_steps=cond_steps, return_z=True
         )
@@ -184,25 +190,27 @@ def measure_predictions(
         values = images(prediction[:, later].flatten(0, 1), x[:, later].flatten(0, 1))
         for name, value in values.items():
             over_time[name].add(value.unflatten(0, (len(x), -1)).T)
-        if POSITION in metrics:
-            for errors in _tracking(batch, particles, cond_steps, config):
+        if position:
+            for errors in _tracking(batch, particles, cond_steps):
                 for name, value in zip(("position_error", "tracked"), errors, strict=True):
                     over_time[name].add(value)
     return {name: sums.reduced(accelerator) for name, sums in over_time.items()}
 
 
-def _videos(config, mode, horizon):
+def prediction_videos(config, mode, horizon):
+    """The videos of a configuration's data set on which predictions are measured; of the training set `TRAIN_WINDOWS`
+    windows from all over it."""
     videos = video_dataset(config, mode, horizon)
     if mode != "train" or len(videos) <= TRAIN_WINDOWS:
         return videos
-    return Subset(videos, [i * len(videos) // TRAIN_WINDOWS for i in range(TRAIN_WINDOWS)])
+    return Subset(videos, spread(len(videos), TRAIN_WINDOWS))
 
 
-def _tracking(batch, particles, cond_steps, config):
+def _tracking(batch, particles, cond_steps):
     """`tracking_quality` of each video. batch: what a video data set's items collate to."""
     if len(batch) < 5 or batch[1].numel() == 0:
-        raise UserError(f"metrics: position needs objects whose positions are known, which ds {config.ds} lacks")
-    points = pixel_positions(particles["z_pos"], config.image_size).cpu()
+        raise UserError("metrics: position needs objects whose positions are known, which this data set lacks")
+    points = pixel_positions(particles["z_pos"], batch[0].shape[-1]).cpu()
     visible = (particles["z_obj_on"] > VISIBLE).cpu()
     positions, sizes, _, in_camera = batch[1:5]
     for b in range(len(points)):
@@ -232,27 +240,26 @@ def table(over_time, cond_steps):
 
 def main(arguments=None):
     args = parse_arguments(arguments)
-    asked = open_prediction(args, horizon=50)
+    request = open_prediction(args, horizon=50)
     over_time = measure_predictions(
-        asked.model,
-        asked.device,
-        asked.config,
-        asked.horizon,
-        asked.mode,
-        asked.cond_steps,
-        args.metrics,
+        request.model,
+        prediction_videos(request.config, request.mode, request.horizon),
+        ImageMetrics([name for name in args.metrics if name != POSITION], request.device),
+        request.horizon,
+        request.cond_steps,
+        POSITION in args.metrics,
         args.batch_size,
-        deterministic=asked.deterministic,
+        request.config.num_workers,
+        deterministic=request.deterministic,
     )
-    folder = make_folder(asked.run.path / "eval")
-    summary = summarise(over_time)
-    write_json(folder / "last_val_image_metrics.json", summary)
+    folder = make_folder(request.run.path / "eval")
+    summary = report(summarise(over_time), folder)
     curves = {name: values.means() for name, values in over_time.items()}
-    frames = list(range(asked.cond_steps, asked.horizon))
+    frames = list(range(request.cond_steps, request.horizon))
     write_json(folder / "metrics_over_time.json", {"frame": frames, **curves})
-    graph = horizon_graph({LABELS[name]: {name: curve} for name, curve in curves.items()}, first=asked.cond_steps)
+    graph = horizon_graph({LABELS[name]: {name: curve} for name, curve in curves.items()}, first=request.cond_steps)
     save_image(graph, folder / "metrics_over_time.png")
-    print("\n".join(table(over_time, asked.cond_steps)))
+    print("\n".join(table(over_time, request.cond_steps)))
     for name in over_time:
         print(f"{LABELS[name]}: {summary[name]:.4f} (std {summary[f'{name}_std']:.4f})")
     print(f"written to {folder}")

@@ -1,61 +1,20 @@
-"""Evaluation of a model on its validation set: the ELBO, figures, animations of predictions."""
+"""Evaluation of a model on given data sets: the ELBO, figures, animations of predictions.
 
-from functools import partial
+The functions of the published names take a configuration instead, and open its data set."""
+
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Subset, default_collate
 from tqdm import tqdm
 
-from datasets.get_dataset import get_image_dataset, get_video_dataset
+from configs.schema import Config
+from datasets.episodes import scaled
+from datasets.get_dataset import first_frames, image_dataset, shard_loader, spread, video_dataset
 from utils import plotting
 from utils.animation import animate_trajectories
-from utils.config import Config
-from utils.errors import UserError
+from utils.legal import illegal
 
 FIGURE_COLUMNS = 8
-
-
-def image_dataset(config, mode, as_uint8=False):
-    """A DLPv2 run's data set: images, or clips of T + 1 frames where the model tracks. mode: "train", "val", "test".
-    as_uint8: see `get_image_dataset`."""
-    seq_len = config.timestep_horizon + 1 if config.use_tracking else 1
-    size = _size(config, mode)
-    return get_image_dataset(config.ds, config.root, mode, config.image_size, seq_len, size, config.cache, as_uint8)
-
-
-def video_dataset(config, mode, num_frames, as_uint8=False):
-    """A DDLP run's data set: in mode "train" windows of `num_frames` frames, in "val" and "test" whole episodes.
-    as_uint8: see `get_video_dataset`."""
-    options = {"num_items": _size(config, mode), "cache": config.cache, "as_uint8": as_uint8}
-    return get_video_dataset(config.ds, config.root, num_frames, mode, config.image_size, **options)
-
-
-def _size(config, mode):
-    return {"train": config.train_size, "val": config.val_size}.get(mode)
-
-
-def shard_loader(dataset, batch_size, num_workers=0, accelerator=None, num_frames=None):
-    """Batches in order; with several processes, each gets the items i, i + N, i + 2N, ... of its own.
-
-    num_frames: of every entry of an item (of a video), only the first so many frames; `UserError` where there are
-    fewer.
-    """
-    if accelerator is not None and accelerator.num_processes > 1:
-        dataset = Subset(dataset, range(accelerator.process_index, len(dataset), accelerator.num_processes))
-    collate = None if num_frames is None else partial(_collate_first_frames, num_frames)
-    return DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate)
-
-
-def _collate_first_frames(num_frames, items):
-    return default_collate([first_frames(item, num_frames) for item in items])
-
-
-def first_frames(item, num_frames):
-    """The first frames of a video data set's item, a tuple of tensors [T, ...]."""
-    if len(item[0]) < num_frames:
-        raise UserError(f"{num_frames} frames are asked for, but an episode has {len(item[0])}")
-    return tuple(entry[:num_frames] for entry in item)
 
 
 def mean_over_processes(total, count, accelerator=None):
@@ -95,6 +54,49 @@ def _draw(model, images, output, topk, iou_thresh):
 
 
 @torch.no_grad()
+def mean_elbo(
+    model,
+    dataset,
+    elbo_options,
+    forward_options=None,
+    num_frames=None,
+    batch_size=100,
+    num_workers=0,
+    device=torch.device("cpu"),  # noqa: B008 (immutable)
+    accelerator=None,
+    figure=None,
+):
+    """The model's loss on a data set of images, or of videos whose first `num_frames` frames are read, with means for
+    samples.
+
+    elbo_options, forward_options: keyword arguments of the model's `calc_elbo` and `forward`; figure: a function of the
+    model and the first batch, which the main process calls. Returns the mean over the items of all processes, the same
+    on every process.
+    """
+    model = (model.module if hasattr(model, "module") else model).eval()
+    is_main = accelerator is None or accelerator.is_main_process
+    loader = shard_loader(dataset, batch_size, num_workers, accelerator, num_frames)
+    total, count = torch.zeros((), device=device), 0
+    for i, batch in enumerate(tqdm(loader, desc="validation", leave=False, disable=not is_main)):
+        x = scaled(batch[0].to(device))
+        output = model(x, deterministic=True, **(forward_options or {}))
+        total += model.calc_elbo(x, output, **elbo_options)["loss"] * len(x)
+        count += len(x)
+        if i == 0 and figure is not None and is_main:
+            figure(model, x)
+    return mean_over_processes(total, count, accelerator).item()
+
+
+def validation_figure(draw, fig_dir, epoch, **options):
+    """A `figure` of `mean_elbo`: writes the "image" that `draw` (`draw_dlp`, `draw_ddlp`, with its options) returns to
+    `fig_dir`/image_valid_{epoch}.jpg."""
+
+    def figure(model, x):
+        plotting.save_image(draw(model, x, **options)["image"], Path(fig_dir) / f"image_valid_{epoch}.jpg")
+
+    return figure
+
+
 def evaluate_validation_elbo(
     model,
     config,
@@ -112,33 +114,31 @@ def evaluate_validation_elbo(
     accelerator=None,
     iou_thresh=0.2,
 ):
-    """DLPv2's loss on the validation set of `config` (a `Config`, or a dict of its keys), with means for samples.
+    """`mean_elbo` of DLPv2 on the validation set of `config` (a `Config`, or a dict of its keys).
 
-    With `save_image` the figure of the first images goes to `fig_dir`/image_valid_{epoch}.jpg. Returns the mean over
-    the images, the same on every process.
+    With `save_image` the figure of the first images goes to `fig_dir`/image_valid_{epoch}.jpg.
     """
     config = Config.from_dict(config)
-
-    def loss(model, x):
-        output = model(x, deterministic=True)
-        return model.calc_elbo(
-            x,
-            output,
-            beta_kl=beta_kl,
-            beta_rec=beta_rec,
-            kl_balance=kl_balance,
-            recon_loss_type=recon_loss_type,
-            recon_loss_func=recon_loss_func,
-        )["loss"]
-
-    loader = shard_loader(image_dataset(config, "val"), batch_size, config.num_workers, accelerator)
-    figure = Path(fig_dir) / f"image_valid_{epoch}.jpg" if save_image else None
-    return _validation_mean(
-        model, loader, loss, device, accelerator, figure, partial(draw_dlp, topk=topk, iou_thresh=iou_thresh)
+    options = {
+        "beta_kl": beta_kl,
+        "beta_rec": beta_rec,
+        "kl_balance": kl_balance,
+        "recon_loss_type": recon_loss_type,
+        "recon_loss_func": recon_loss_func,
+    }
+    figure = validation_figure(draw_dlp, fig_dir, epoch, topk=topk, iou_thresh=iou_thresh) if save_image else None
+    return mean_elbo(
+        model,
+        image_dataset(config, "val"),
+        options,
+        batch_size=batch_size,
+        num_workers=config.num_workers,
+        device=device,
+        accelerator=accelerator,
+        figure=figure,
     )
 
 
-@torch.no_grad()
 def evaluate_validation_elbo_dyn(
     model,
     config,
@@ -160,57 +160,53 @@ def evaluate_validation_elbo_dyn(
     timestep_horizon=10,
     animation_horizon=50,
 ):
-    """DDLP's loss on the first `timestep_horizon` + 1 frames of the validation set's episodes, with means for samples
-    and without a discount.
+    """`mean_elbo` of DDLP on the first `timestep_horizon` + 1 frames of the validation set's episodes, without a
+    discount.
 
     `timestep_horizon` is the model's; `animation_horizon` has no effect. The rest as for `evaluate_validation_elbo`.
     """
     config = Config.from_dict(config)
-
-    def loss(model, x):
-        output = model(x, deterministic=True, num_static_frames=config.num_static_frames)
-        return model.calc_elbo(
-            x,
-            output,
-            beta_kl=beta_kl,
-            beta_dyn=beta_dyn,
-            beta_rec=beta_rec,
-            kl_balance=kl_balance,
-            recon_loss_type=recon_loss_type,
-            recon_loss_func=recon_loss_func,
-            beta_dyn_rec=beta_dyn_rec,
-            num_static=config.num_static_frames,
-        )["loss"]
-
-    num_frames = timestep_horizon + 1
-    dataset = video_dataset(config, "val", num_frames)
-    loader = shard_loader(dataset, batch_size, config.num_workers, accelerator, num_frames)
-    figure = Path(fig_dir) / f"image_valid_{epoch}.jpg" if save_image else None
-    return _validation_mean(
-        model, loader, loss, device, accelerator, figure, partial(draw_ddlp, topk=topk, iou_thresh=iou_thresh)
+    num_frames, num_static = timestep_horizon + 1, config.num_static_frames
+    options = {
+        "beta_kl": beta_kl,
+        "beta_dyn": beta_dyn,
+        "beta_rec": beta_rec,
+        "kl_balance": kl_balance,
+        "recon_loss_type": recon_loss_type,
+        "recon_loss_func": recon_loss_func,
+        "beta_dyn_rec": beta_dyn_rec,
+        "num_static": num_static,
+    }
+    figure = validation_figure(draw_ddlp, fig_dir, epoch, topk=topk, iou_thresh=iou_thresh) if save_image else None
+    return mean_elbo(
+        model,
+        video_dataset(config, "val", num_frames),
+        options,
+        {"num_static_frames": num_static},
+        num_frames,
+        batch_size,
+        config.num_workers,
+        device,
+        accelerator,
+        figure,
     )
 
 
-def _validation_mean(model, loader, loss, device, accelerator, figure_path, draw):
-    """The mean of `loss(model, x)` over the items of all processes.
-
-    Where `figure_path` is not None the main process writes there the "image" of what `draw(model, x)` returns for the
-    first batch.
-    """
-    model = model.module if hasattr(model, "module") else model
-    model.eval()
-    is_main = accelerator is None or accelerator.is_main_process
-    total, count = torch.zeros((), device=device), 0
-    for i, batch in enumerate(tqdm(loader, desc="validation", leave=False, disable=not is_main)):
-        x = batch[0].to(device)
-        total += loss(model, x) * len(x)
-        count += len(x)
-        if i == 0 and figure_path is not None and is_main:
-            plotting.save_image(draw(model, x)["image"], figure_path)
-    return mean_over_processes(total, count, accelerator).item()
-
-
 @torch.no_grad()
+def animate_predictions(model, videos, indices, paths, horizon, cond_steps, seconds, deterministic=True, verbose=False):
+    """Write animations of DDLP's predictions beside the ground truth.
+
+    videos: a data set of videos, whose items at `indices` are shown, one at each of the `paths`; horizon: frames in
+    all, of which the first `cond_steps` are seen; seconds: how long each frame is shown; deterministic: PINT's means
+    instead of samples; verbose: a progress bar.
+    """
+    device = next(model.parameters()).device
+    for index, path in zip(tqdm(indices, desc="animations", disable=not verbose), paths, strict=True):
+        x = scaled(first_frames(videos[index], horizon)[0].to(device))
+        prediction = model.sample(x[None], horizon - cond_steps, deterministic, cond_steps=cond_steps)
+        animate_trajectories(x, prediction[0], path, seconds, rec_to_pred_t=cond_steps)
+
+
 def animate_trajectory_ddlp(
     model,
     config,
@@ -230,34 +226,30 @@ def animate_trajectory_ddlp(
 ):
     """Animations of DDLP's predictions beside the ground truth: `fig_dir`/{prefix}e{epoch}_traj_anim_{i}.{suffix}.
 
-    config: a `Config`, or a dict of its keys; timestep_horizon: frames in all, of which the first `cond_steps` (default
-    the model's T) are seen; num_trajetories: how many, the first episodes of `mode` ("val", "test"; default "val") or,
-    with `train`, windows from all over the training set; deterministic: PINT's means instead of samples; suffix: "gif"
-    or "mp4"; verbose: a progress bar. Only the main process writes. Returns the paths, on every process.
+    config: a `Config`, or a dict of its keys; device: the model's; timestep_horizon: frames in all, of which the first
+    `cond_steps` (default the model's T) are seen; num_trajetories: how many, the first episodes of `mode` ("val",
+    "test"; default "val") or, with `train`, windows from all over the training set; suffix: "gif" or "mp4"; the rest as
+    for `animate_predictions`. Only the main process writes. Returns the paths, on every process.
     """
     config = Config.from_dict(config)
-    model = model.module if hasattr(model, "module") else model
-    model.eval()
+    model = (model.module if hasattr(model, "module") else model).eval()
     cond_steps = model.timestep_horizon if cond_steps is None else cond_steps
     check_horizon(timestep_horizon, cond_steps)
-    dataset = video_dataset(config, "train" if train else mode or "val", timestep_horizon)
-    count = min(num_trajetories, len(dataset))
-    indices = [i * len(dataset) // count for i in range(count)] if train else range(count)
+    videos = video_dataset(config, "train" if train else mode or "val", timestep_horizon)
+    count = min(num_trajetories, len(videos))
+    indices = spread(len(videos), count) if train else range(count)
     paths = [Path(fig_dir) / f"{prefix}e{epoch}_traj_anim_{i}.{suffix}" for i in range(count)]
-    if accelerator is not None and not accelerator.is_main_process:
-        return paths
-    for index, path in zip(tqdm(indices, desc="animations", disable=not verbose), paths, strict=True):
-        x = first_frames(dataset[index], timestep_horizon)[0]
-        prediction = model.sample(
-            x.unsqueeze(0).to(device), timestep_horizon - cond_steps, deterministic, cond_steps=cond_steps
+    if accelerator is None or accelerator.is_main_process:
+        options = {"deterministic": deterministic, "verbose": verbose}
+        animate_predictions(
+            model, videos, indices, paths, timestep_horizon, cond_steps, config.animation_fps, **options
         )
-        animate_trajectories(x, prediction[0], path, config.animation_fps, rec_to_pred_t=cond_steps)
     return paths
 
 
 def check_horizon(horizon, cond_steps):
     """`UserError` unless there is a frame to see and a frame to predict."""
     if cond_steps < 1:
-        raise UserError(f"cond_steps is {cond_steps}; legal: at least 1")
+        raise illegal("cond_steps", cond_steps, "at least 1")
     if horizon <= cond_steps:
-        raise UserError(f"horizon is {horizon} frames in all; legal: above cond_steps, {cond_steps}")
+        raise illegal("horizon (frames in all)", horizon, f"above cond_steps, {cond_steps}")

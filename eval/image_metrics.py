@@ -2,6 +2,7 @@
 
 import torch
 
+from configs.schema import METRICS, SMALLEST_IMAGES
 from utils.errors import UserError
 
 
@@ -16,8 +17,6 @@ def _piqa_metric(name):
     return {"ssim": piqa.SSIM, "psnr": piqa.PSNR}[name](reduction="none")
 
 
-_METRICS = ("ssim", "psnr", "lpips")
-_SMALLEST_SIDES = {"ssim": 11, "psnr": 1, "lpips": 16}  # pixels: SSIM's window; VGG-16's four poolings
 _IMAGES_AT_ONCE = 32  # LPIPS keeps about 16 MB of features per pair of 128 x 128 images
 
 
@@ -31,8 +30,13 @@ class ImageMetrics:
 
     def __init__(self, metrics=("ssim", "psnr", "lpips"), device=torch.device("cpu")):  # noqa: B008 (immutable)
         _check_names(metrics)
-        self.device = torch.device(device)
-        self.modules = {name: _piqa_metric(name).to(self.device) for name in metrics}
+        self.device, self.modules = torch.device(device), {}
+        for name in metrics:
+            self.add(name)
+
+    def add(self, name):
+        """One more metric."""
+        self.modules[name] = _piqa_metric(name).to(self.device)
 
     @torch.no_grad()
     def __call__(self, prediction, target):
@@ -55,34 +59,31 @@ class ImageMetrics:
             raise UserError(f"image metrics: shapes of prediction and target differ: {shapes}; they must be equal")
         height, width = prediction.shape[-2:]
         for name in self.modules:
-            side = _SMALLEST_SIDES[name]
+            side = SMALLEST_IMAGES[name]
             if min(height, width) < side:
                 raise UserError(f"{name} needs images of at least {side} x {side} pixels, not {height} x {width}")
 
 
-def available_metrics(metrics=("ssim", "psnr", "lpips")):
-    """Which of these metrics can be computed here: `(usable, messages)`.
+def available_metrics(metrics=("ssim", "psnr", "lpips"), device=torch.device("cpu")):  # noqa: B008 (immutable)
+    """Which of these metrics can be computed here: `(the ImageMetrics of those, messages)`.
 
-    usable: the names, in order, that `ImageMetrics` will take; messages: one line for each of the others, saying which
-    weight file is missing or unreadable and what to do. Missing files are downloaded if that is possible. Raises
-    `UserError` for an unknown name.
+    messages: one line for each of the others, saying which weight file is missing or unreadable and what to do. Missing
+    files are downloaded if that is possible. Raises `UserError` for an unknown name.
     """
     _check_names(metrics)
-    usable, messages = [], []
+    images, messages = ImageMetrics((), device), []
     for name in metrics:
         try:
-            _piqa_metric(name)
+            images.add(name)
         except UserError as error:
             messages.append(f"{name} is left out: {error}")
-        else:
-            usable.append(name)
-    return usable, messages
+    return images, messages
 
 
 def _check_names(metrics):
-    unknown = [name for name in metrics if name not in _METRICS]
+    unknown = [name for name in metrics if name not in METRICS]
     if unknown:
-        raise UserError(f"unknown image metrics: {', '.join(unknown)}; legal: {', '.join(_METRICS)}")
+        raise UserError(f"unknown image metrics: {', '.join(unknown)}; legal: {', '.join(METRICS)}")
 
 
 def _named(prediction, target):

@@ -8,8 +8,6 @@ is tracking, not a new match at every frame. Shape letters: F frames, K particle
 import torch
 from scipy.optimize import linear_sum_assignment
 
-VISIBLE = 0.5  # a particle of a transparency above this counts as visible
-
 
 def pixel_positions(z, image_size):
     """Positions (y, x) in -1..1, from the first pixel's centre to the last's, in pixels."""

@@ -16,8 +16,8 @@ from torch import nn
 from modules.dynamics_modules import ParticleTransformer
 from modules.modules import mlp
 from modules.particles import TokenLayout
-from utils.config import SAMPLERS
 from utils.errors import UserError
+from utils.legal import check_choice, illegal
 
 # diffusers takes seconds to import, and most commands need none of it: it is imported where it is used.
 
@@ -26,9 +26,22 @@ OBJECTIVES = ("pred_noise", "pred_x0", "pred_v")
 BETA_SCHEDULES = ("cosine", "linear")
 
 
-def _check_choice(name, value, choices):
-    if value not in choices:
-        raise UserError(f"{name} is {value}; legal: {' or '.join(map(str, choices))}")
+SAMPLERS = ("ddpm", "ddim", "dpm++")
+DEFAULT_SAMPLER, DEFAULT_STEPS = "dpm++", 50
+
+
+def sampling_steps(sampler, steps, all_steps, name="steps"):
+    """How often `sampler` denoises: `steps`, or by default `DEFAULT_STEPS`, or with "ddpm" `all_steps`, those of the
+    noise schedule. `UserError` for an illegal number, which `name` is the name of."""
+    if sampler == "ddpm":
+        if steps not in (None, all_steps):
+            raise illegal(name, steps, f"{all_steps} with sampler ddpm, which takes all steps")
+        return all_steps
+    if steps is None:
+        return min(DEFAULT_STEPS, all_steps)
+    if not 1 <= steps <= all_steps:
+        raise illegal(name, steps, f"1 to {all_steps}, the steps of the noise schedule")
+    return steps
 
 
 # ------------------------------------------------------------------------------------------------------- denoisers
@@ -55,7 +68,7 @@ class LearnedSinusoidalTimeEmbedding(nn.Module):
     def __init__(self, dim, is_random):
         super().__init__()
         if dim % 2:
-            raise UserError(f"learned_sinusoidal_dim is {dim}; legal: an even number")
+            raise ValueError(f"learned_sinusoidal_dim is {dim}; legal: an even number")
         self.weights = nn.Parameter(torch.randn(dim // 2), requires_grad=not is_random)
 
     def forward(self, time):
@@ -124,9 +137,9 @@ class PINTDenoiser(nn.Module):
     def _check(self, x):
         frames, particles = x.shape[1:3]
         if frames > self.block_size:
-            raise UserError(f"particles of {frames} frames; legal: at most block_size {self.block_size}")
+            raise ValueError(f"particles of {frames} frames; legal: at most block_size {self.block_size}")
         if self.max_particles is not None and particles > self.max_particles:
-            raise UserError(f"frames of {particles} tokens; legal: at most max_particles {self.max_particles}")
+            raise ValueError(f"frames of {particles} tokens; legal: at most max_particles {self.max_particles}")
 
 
 class UNetDenoiser(nn.Module):
@@ -203,7 +216,7 @@ class ParticleNormalization(nn.Module):
 
     def __init__(self, features_dim, bg_features_dim, mode="minmax", eps=1e-5):
         super().__init__()
-        _check_choice("mode", mode, ("minmax", "std"))
+        check_choice("mode", mode, ("minmax", "std"))
         self.mode, self.eps = mode, eps
         self.layout = TokenLayout(features_dim, bg_features_dim)
         for suffix, width in {"": self.layout.particle_dim, "_bg": bg_features_dim}.items():
@@ -342,9 +355,9 @@ class GaussianDiffusionPINT(nn.Module):
         clip_denoised=True,
     ):
         super().__init__()
-        _check_choice("loss_type", loss_type, tuple(LOSSES))
-        _check_choice("objective", objective, OBJECTIVES)
-        _check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
+        check_choice("loss_type", loss_type, tuple(LOSSES))
+        check_choice("objective", objective, OBJECTIVES)
+        check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
         if not isinstance(timesteps, int) or timesteps < 2:
             raise UserError(f"timesteps is {timesteps}; legal: an integer, at least 2")
         self.model, self.seq_length, self.num_timesteps = model, seq_length, timesteps
@@ -442,12 +455,10 @@ class GaussianDiffusionPINT(nn.Module):
         """
         fewer = self.sampling_timesteps < self.num_timesteps
         sampler = sampler if sampler is not None else ("ddim" if fewer else "ddpm")
-        _check_choice("sampler", sampler, SAMPLERS)
-        if steps is None:
-            steps = self.num_timesteps if sampler == "ddpm" else self.sampling_timesteps
-        self._check_steps("steps", steps)
-        if sampler == "ddpm" and steps != self.num_timesteps:
-            raise UserError(f"steps is {steps}; legal: {self.num_timesteps} with sampler ddpm, which takes all steps")
+        check_choice("sampler", sampler, SAMPLERS)
+        if steps is None and sampler != "ddpm":
+            steps = self.sampling_timesteps
+        steps = sampling_steps(sampler, steps, self.num_timesteps)
         if eta is None:
             eta = 1 if sampler == "dpm++" else self.ddim_sampling_eta
         self._check_eta("eta", eta)
@@ -469,9 +480,9 @@ class GaussianDiffusionPINT(nn.Module):
         mixed as (1 - lam) x1 + lam x2, and denoised (arXiv 2006.11239, section 4.4)."""
         t = self.num_timesteps - 1 if t is None else t
         if x1.shape != x2.shape:
-            raise UserError(f"x2 of shape {list(x2.shape)}; legal: that of x1, {list(x1.shape)}")
+            raise ValueError(f"x2 of shape {list(x2.shape)}; legal: that of x1, {list(x1.shape)}")
         if not 0 <= t < self.num_timesteps:
-            raise UserError(f"t is {t}; legal: 0 to {self.num_timesteps - 1}")
+            raise ValueError(f"t is {t}; legal: 0 to {self.num_timesteps - 1}")
         mixed = (1 - lam) * x1 + lam * x2
         mixed = 2 * mixed - 1 if self.auto_normalize else mixed
         x = self.q_sample(mixed, torch.full((len(x1),), t, device=x1.device))
@@ -490,7 +501,7 @@ class GaussianDiffusionPINT(nn.Module):
 
     def _initial_noise(self, batch_size, generator):
         if self.model.max_particles is None:
-            raise UserError("max_particles is None; legal for sampling without given noise: a number of particles")
+            raise ValueError("max_particles is None; legal for sampling without given noise: a number of particles")
         like = self.betas.new_empty(()).expand(
             batch_size, self.seq_length, self.model.max_particles, self.model.features_dim
         )

@@ -144,8 +144,11 @@ class DynamicsDLP(nn.Module):
 
     With `depth_logvar_from_mean` the depth's logvar is its mean (before the current depth is added to it), as in the
     published release. A state dict says so by what it lacks: published ones have no entry `depth_logvar_from_mean`, and
-    loading one switches it on; a state dict with that entry (False) switches it off.
+    loading one switches it on; a state dict with that entry (False) switches it off, and one that has no entry of PINT
+    at all leaves it as it is.
     """
+
+    OPTIONAL_ENTRIES = (DEPTH_MARK,)
 
     def __init__(
         self,
@@ -180,7 +183,8 @@ class DynamicsDLP(nn.Module):
             destination[prefix + DEPTH_MARK] = torch.tensor(False)
 
     def _load_from_state_dict(self, state_dict, prefix, *others):
-        self.depth_logvar_from_mean = bool(state_dict.pop(prefix + DEPTH_MARK, True))
+        if any(name.startswith(prefix) for name in state_dict):
+            self.depth_logvar_from_mean = bool(state_dict.pop(prefix + DEPTH_MARK, True))
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     def predict(self, particles):

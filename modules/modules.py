@@ -23,45 +23,6 @@ MAP_SIZE = 8  # side of the map that decoders begin with
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """The numbers that a model is built from; `utils.config.check_architecture` says which are legal."""
-
-    cdim: int  # colour channels
-    enc_channels: tuple  # background encoder and decoder
-    prior_channels: tuple  # patch prior, particle encoders
-    image_size: int
-    n_kp: int  # heat maps per patch
-    pad_mode: str  # "zeros", else replicate
-    sigma: float  # standard deviation of a proposal as the anchors' prior
-    dropout: float  # in the encoders' attention
-    patch_size: int
-    n_kp_enc: int  # particles
-    n_kp_prior: int  # proposals kept
-    learned_feature_dim: int
-    bg_learned_feature_dim: int | None  # None: as learned_feature_dim
-    kp_range: tuple
-    kp_activation: str  # of the offset: "tanh" or "sigmoid"
-    anchor_s: float  # glimpse side as a fraction of the image's
-    use_resblock: bool
-    scale_std: float
-    offset_std: float
-    obj_on_alpha: float
-    obj_on_beta: float
-    use_correlation_heatmaps: bool
-    enable_enc_attn: bool
-    filtering_heuristic: str  # "variance", "distance", "random" or "none" (the mixer)
-
-    @property
-    def glimpse_size(self):
-        """The glimpse's side in pixels."""
-        return round(self.anchor_s * (self.image_size - 1))
-
-    @property
-    def bg_feature_dim(self):
-        return self.bg_learned_feature_dim or self.learned_feature_dim
-
-
-@dataclass(frozen=True)
 class Stage:
     """How an encoding is made: the training stage, and whether means replace samples."""
 
@@ -337,7 +298,7 @@ class PatchPrior(nn.Module):
         self.patch_size, self.image_size = config.patch_size, config.image_size
         self.kp_range = config.kp_range
         self.enc = PatchCNN(
-            config.cdim,
+            config.ch,
             config.prior_channels,
             config.patch_size,
             config.n_kp,
@@ -401,7 +362,7 @@ class ParticleMixer(nn.Module):
     def __init__(self, config, n_proposals):
         super().__init__()
         dim = 128
-        self.cnn = PatchCNN(config.cdim, config.prior_channels, config.glimpse_size, MAP_CHANNELS)
+        self.cnn = PatchCNN(config.ch, config.prior_channels, config.glimpse_size, MAP_CHANNELS)
         init_conv_weights(self.cnn)
         self.conv = nn.Sequential(nn.Conv1d(n_proposals, dim, 1), nn.ReLU(), nn.Conv1d(dim, n_proposals, 1))
         self.dense = mlp(dim, dim, dim)
@@ -454,7 +415,7 @@ class ParticleAttributeEncoder(GlimpseEncoder):
     """Glimpses -> offset, scale, transparency and depth."""
 
     def __init__(self, config):
-        cin = config.cdim + int(config.use_correlation_heatmaps)
+        cin = config.ch + int(config.use_correlation_heatmaps)
         super().__init__(config, cin, config.use_resblock)
         self.activation = torch.tanh if config.kp_activation == "tanh" else torch.sigmoid
         self.x_head = nn.Linear(HIDDEN_DIM, 2)  # the first component, y, under its published name
@@ -480,7 +441,7 @@ class ParticleFeaturesEncoder(GlimpseEncoder):
     """Glimpses -> appearance."""
 
     def __init__(self, config):
-        super().__init__(config, config.cdim, residual=False)
+        super().__init__(config, config.ch, residual=False)
         self.features_head = nn.Linear(HIDDEN_DIM, 2 * config.learned_feature_dim)
 
     def forward(self, glimpses, z):
@@ -499,12 +460,11 @@ class Foreground(nn.Module):
         self.config = config
         self.prior = PatchPrior(config)
         if config.filtering_heuristic == "none":
-            n_proposals = config.n_kp * (config.image_size // config.patch_size) ** 2
-            self.particle_mixer = ParticleMixer(config, n_proposals)
+            self.particle_mixer = ParticleMixer(config, config.num_proposals)
         self.particle_attribute_enc = ParticleAttributeEncoder(config)
         self.particle_features_enc = ParticleFeaturesEncoder(config)
         self.object_dec = GlimpseDecoder(
-            config.learned_feature_dim, config.glimpse_size, config.cdim, config.use_resblock
+            config.learned_feature_dim, config.glimpse_size, config.ch, config.use_resblock
         )
         init_conv_weights(self.object_dec)
 
@@ -604,11 +564,11 @@ class Background(nn.Module):
     def __init__(self, config):
         super().__init__()
         channels, block = config.enc_channels, {"pad_mode": config.pad_mode, "residual": config.use_resblock}
-        self.bg_cnn_enc = PatchCNN(config.cdim, channels, config.image_size, MAP_CHANNELS, first_kernel=7, **block)
+        self.bg_cnn_enc = PatchCNN(config.ch, channels, config.image_size, MAP_CHANNELS, first_kernel=7, **block)
         side = self.bg_cnn_enc.out_size
         self.bg_enc = mlp(MAP_CHANNELS * side**2, HIDDEN_DIM, HIDDEN_DIM, 2 * config.bg_feature_dim)
         self.latent_to_feat_map = LatentToMap(config.bg_feature_dim, side, **block)
-        self.dec = ImageDecoder(MAP_CHANNELS, channels, config.cdim, **block)
+        self.dec = ImageDecoder(MAP_CHANNELS, channels, config.ch, **block)
         init_conv_weights(self)
 
     def encode(self, x, mask):

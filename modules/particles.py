@@ -16,6 +16,7 @@ from torch.distributions import Beta
 # Bounds of the Beta's parameters: the published lower one, and an upper one that keeps exp, lgamma, digamma and the
 # sampler's gradient finite in float32 whatever the logits are.
 BETA_MIN, BETA_MAX = 1e-5, 1e6
+VISIBLE = 0.5  # a particle of a transparency above this counts as visible
 
 
 class TensorTree:

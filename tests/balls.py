@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
+from configs.schema import Config
 from datasets import balls_preparation
 from models import ObjectDynamicsDLP
+from rundir.run import Run
 from utils import checkpoints
-from utils.config import Config
-from utils.run import Run
 
 ROOT = Path(__file__).parents[1]
 NUM_FRAMES = 14

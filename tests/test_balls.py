@@ -20,12 +20,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from configs.schema import Config
 from datasets import balls_preparation
 from datasets.balls_ds import BallsImages, BallsVideos, to_normalized
 from datasets.balls_preparation import BallsOptions, draw_start, make_episodes, render, simulate
 from datasets.get_dataset import get_image_dataset, get_video_dataset
 from tests.processes import group_is_gone, wait_until
-from utils.config import Config
 from utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -433,22 +433,22 @@ def test_other_files_are_refused_and_forced(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--train 0", "train: 0 is not legal; it must be at least 1"),
+        ("--train 0", "train is 0; legal: at least 1"),
         ("--val -1", "val: -1"),
         ("--test 0", "test: 0"),
         ("--processes 0", "processes: 0"),
         ("--num_frames 0", "num_frames: 0"),
         ("--num_balls 0", "num_balls: 0"),
         ("--image_size -64", "image_size: -64"),
-        ("--seed -1", "seed: -1 is not legal; it must be from 0 to 2^32 - 1"),
+        ("--seed -1", "seed is -1; legal: from 0 to 2^32 - 1"),
         ("--seed 4294967296", "seed: 4294967296"),
         ("--radius 0", "radius: 0.0"),
         ("--radius -2", "radius: -2.0"),
         ("--radius nan", "radius: nan"),
-        ("--radius 8.1", "radius: 8.1 is not legal; it must be above 0 and at most half the image_size, 8"),
+        ("--radius 8.1", "radius is 8.1; legal: above 0 and at most half the image_size, 8"),
         ("--speed -1", "speed: -1.0"),
         ("--speed inf", "speed: inf"),
-        ("--speed 25.1", "speed: 25.1 is not legal; it must be from 0 to 25 px per frame"),
+        ("--speed 25.1", "speed is 25.1; legal: from 0 to 25 px per frame"),
         ("--num_balls 9", "num_balls: 9 balls of radius 2.5 do not fit at random into a box of 16 x 16 pixels"),
         ("--num_balls 1000000", "num_balls: 1000000 balls of radius 2.5 do not fit"),
     ],

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from configs import generate_config_file
-from utils import config as config_module
-from utils.config import ARCHITECTURE, Config, add_override_arguments, check_architecture, overrides_from
+from configs import schema as config_module
+from configs.schema import ARCHITECTURE, Config, add_override_arguments, check_architecture, overrides_from
 from utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]

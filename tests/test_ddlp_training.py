@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 
 import train_ddlp
+from configs.schema import Config
 from models import ObjectDynamicsDLP
+from rundir.run import Run
 from tests.balls import run_in, write_config
 from tests.test_training import assert_same_run, train
+from training.loop import Trainer, make_accelerator
 from utils import checkpoints
-from utils.config import Config
 from utils.errors import UserError
-from utils.run import Run
-from utils.training import Trainer, make_accelerator
 
 
 def the_run(folder):
@@ -67,7 +67,7 @@ def test_without_the_dynamics_only_the_images_are_learned(trained):
 def trainer_for(folder, balls_data, **changes):
     config = Config.load(str(write_config(folder, balls_data, **changes)))
     accelerator = make_accelerator("cpu")
-    return Trainer(train_ddlp.DDLPTask(config, accelerator), config, accelerator, "resume")
+    return Trainer(DDLPTask(config, accelerator), config, accelerator, "resume")
 
 
 @pytest.mark.parametrize("start_dyn_epoch", [0, 1])

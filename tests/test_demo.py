@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import demo
+from configs.schema import Config
 from datasets import balls_preparation
 from tests.balls import SMALL
-from utils.config import Config
 
 
 def test_the_baseline_is_the_last_frame_seen(balls_data):

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from utils import config as config_module
-from utils.config import CONFIG_DIR, Config, DiffuseConfig, add_override_arguments, overrides_from
+from configs import schema as config_module
+from configs.schema import CONFIG_DIR, Config, DiffuseConfig, add_override_arguments, overrides_from
 from utils.errors import UserError
 
 RELEASED = {

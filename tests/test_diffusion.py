@@ -8,6 +8,7 @@ import torch
 from ema_pytorch import EMA
 from torch import nn
 
+from configs.schema import Config
 from models import DiffuseDDLP, ObjectDynamicsDLP
 from modules import diffusion_modules
 from modules.diffusion_modules import (
@@ -23,7 +24,6 @@ from tests import golden
 from tests.test_golden import DTYPES, assert_close
 from tests.test_models import images
 from utils import checkpoints
-from utils.config import Config
 from utils.errors import UserError
 
 ARRAYS = golden.arrays("diffusion")

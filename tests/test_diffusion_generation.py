@@ -15,18 +15,18 @@ from ema_pytorch import EMA
 from PIL import Image
 
 import generate_diffuse_ddlp_video_generation as generation
+from configs.schema import Config, DiffuseConfig
 from models import DiffuseDDLP, ObjectDynamicsDLP
 from modules.diffusion_modules import GaussianDiffusionPINT, ParticleNormalization, PINTDenoiser
 from modules.particles import Particles
+from rundir.diffusion_run import DiffusionRun, find_ddlp_config, find_ddlp_weights
+from rundir.run import Run
 from tests import golden
 from tests.balls import ROOT, SMALL, run_in
+from training.loop import make_accelerator
 from utils import checkpoints
 from utils.animation import generated_panel, side_by_side
-from utils.config import Config, DiffuseConfig
-from utils.diffusion_run import DiffusionRun, find_ddlp_config, find_ddlp_weights
 from utils.errors import UserError
-from utils.run import Run
-from utils.training import make_accelerator
 
 pytestmark = pytest.mark.filterwarnings("ignore:t = .* left out")
 K, D, FRAMES, STEPS, HORIZON = SMALL["n_kp_enc"], SMALL["learned_feature_dim"], 3, 20, 12

@@ -14,17 +14,16 @@ import pytest
 import torch
 
 import train_diffuse_ddlp
+from configs.schema import DiffuseConfig
 from datasets import frame_cache, particle_cache
 from datasets.get_dataset import get_video_dataset
 from models import DiffuseDDLP
+from rundir.diffusion_run import DiffusionRun
+from rundir.run import Run
 from tests import golden
 from tests.balls import ROOT, SMALL, make_run, run_in
 from tests.test_training import assert_same
-from utils import checkpoints
-from utils.animation import generated_panel, side_by_side
-from utils.config import DiffuseConfig
-from utils.diffusion_run import DiffusionRun
-from utils.diffusion_training import (
+from training.diffusion import (
     RESUMABLE,
     DiffusionTask,
     DiffusionTrainer,
@@ -33,10 +32,11 @@ from utils.diffusion_training import (
     sample_grid,
     weights_sha256,
 )
+from training.loop import EpochBatches, Progress, TrainingError, make_accelerator
+from utils import checkpoints
+from utils.animation import generated_panel, side_by_side
 from utils.errors import UserError
 from utils.plotting import loss_graph
-from utils.run import Run
-from utils.training import EpochBatches, Progress, TrainingError, make_accelerator
 
 CLIPS, FRAMES, STEPS, STOP, EVERY = 33, 4, 130, 115, 50
 BASE = {
@@ -576,7 +576,7 @@ SCRIPT = """
 import sys
 import torch
 from train_diffuse_ddlp import main
-from utils.diffusion_training import DiffusionTrainer
+from training.diffusion import DiffusionTrainer
 
 fit = DiffusionTrainer.fit
 

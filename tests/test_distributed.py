@@ -11,11 +11,11 @@ import torch
 
 import train_dlp
 from eval.eval_gen_metrics import eval_ddlp_im_metric
+from rundir.run import Run
 from tests.balls import make_data, write_config
 from tests.test_training import SMALL
 from utils import checkpoints
 from utils.errors import UserError
-from utils.run import Run
 
 ROOT = Path(__file__).parents[1]
 # Trains as train_dlp_accelerate.py does, and writes what each process ends with.
@@ -23,7 +23,7 @@ SCRIPT = """
 import sys
 import torch
 from {script} import main
-from utils.training import Trainer
+from training.loop import Trainer
 
 fit = Trainer.fit
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import models
+from configs.schema import Config
 from models import ObjectDLP, ObjectDynamicsDLP
 from modules.dynamics_modules import DynamicsDLP
 from modules.particles import Particles
@@ -17,9 +18,8 @@ from tests import golden
 from tests.test_models import build as build_dlp
 from tests.test_models import images
 from train_ddlp import dynamic_discount
-from utils.config import Config
+from training.loop import Progress
 from utils.errors import UserError
-from utils.training import Progress
 
 ARGUMENTS = golden.case("ddlp")["arguments"]  # 32 pixels, 5 particles
 T, K = ARGUMENTS["timestep_horizon"], ARGUMENTS["n_kp_enc"]

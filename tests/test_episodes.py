@@ -20,7 +20,7 @@ from datasets import frame_cache
 from datasets.episodes import Windows, scaled
 from tests.frames import TextEpisodes, TextVideos, digits_of, write_texts
 from utils.errors import UserError
-from utils.files import locked
+from utils.files import file_lock
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EPISODES = {"train_0": "0123456", "train_1": "789", "train_2": "54321", "val_0": "68"}
@@ -149,7 +149,7 @@ def test_items(root, cache, recwarn):
     [
         ({"mode": "training"}, "mode: 'training' is unknown; legal are train, val (or valid) and test"),
         ({"mode": None}, "mode: None"),
-        ({"image_size": 0}, "image_size: 0 is not legal; it must be a whole number of at least 1"),
+        ({"image_size": 0}, "image_size is 0; legal: a whole number of at least 1"),
         ({"image_size": 4.0}, "image_size: 4.0"),
         ({"sample_length": 0}, "sample_length: 0"),
         ({"sample_length": True}, "sample_length: True"),
@@ -311,12 +311,10 @@ def test_processes_at_once_decode_once_and_outlive_a_killed_one(root, monkeypatc
 
 
 def test_a_lock_is_waited_for(tmp_path, monkeypatch, capsys):
-    with locked(tmp_path / "lock", "waiting"):
+    with file_lock(tmp_path / "lock", "waiting"):
         assert not capsys.readouterr().err
-    script = (
-        "import sys; from utils.files import locked\nwith locked(sys.argv[1]): print(1, flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path / "lock")]
+    script = "import sys; from utils.files import file_lock\nwith file_lock(sys.argv[1]): print(1); sys.stdin.read()"
+    command = [sys.executable, "-u", "-c", script, str(tmp_path / "lock")]
     with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         holder.stdout.read(1)
         # The other process lets go as soon as something is said.
@@ -324,7 +322,7 @@ def test_a_lock_is_waited_for(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(
             sys, "stderr", SimpleNamespace(write=lambda text: said.append(text) or holder.stdin.close())
         )
-        with locked(tmp_path / "lock", "waiting"):
+        with file_lock(tmp_path / "lock", "waiting"):
             assert "".join(said) == "waiting\n"
 
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from configs.schema import KEYS, Config, overrides_from
 from datasets import get_dataset
 from datasets.clevrer_ds import ClevrerVideos
 from datasets.frame_sources import read_png, resized
@@ -26,8 +27,7 @@ from datasets.traffic_ds import TrafficImages, TrafficVideos
 from eval.eval_model import image_dataset, video_dataset
 from tests.balls import make_run
 from tests.frames import assert_item, frame_of, write_episodes, write_png
-from utils import particle_training, prediction
-from utils.config import KEYS, Config, overrides_from
+from utils import prediction
 from utils.errors import UserError, run_command
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -314,7 +314,7 @@ def test_no_cache_is_an_option_of_the_training_commands():
         "--cache true": {"cache": True},
     }
     for text, overrides in arguments.items():
-        args = particle_training.parse_arguments("training", ["-d", "balls", *text.split()])
+        args = particles.parse_arguments("training", ["-d", "balls", *text.split()])
         assert overrides_from(args) == overrides
 
 

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Beta, Normal, kl_divergence
 
+from configs.schema import Config
 from models import ObjectDLP
 from modules.modules import GlimpseDecoder, PatchCNN, Stage
 from modules.spatial import cut_glimpses, generate_correlation_maps, square_mask
 from tests import golden
-from utils.config import Config
 from utils.errors import UserError
 
 ARGUMENTS = golden.case("dlp")["arguments"]  # 32 pixels, glimpses of 8, 16 patches, 8 proposals, 5 particles

@@ -19,11 +19,11 @@ from datasets import get_dataset
 from eval import eval_gen_metrics
 from eval.eval_gen_metrics import OverTime, eval_ddlp_im_metric, measure_predictions
 from eval.eval_model import animate_trajectory_ddlp, evaluate_validation_elbo_dyn
+from rundir.prediction import data_config
+from rundir.run import Run
 from tests.balls import NUM_FRAMES, ROOT, run_in
 from utils.animation import ground_truth_panel, prediction_panel, side_by_side
 from utils.errors import UserError
-from utils.prediction import data_config
-from utils.run import Run
 
 HORIZON, COND = 9, 4
 

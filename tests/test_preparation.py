@@ -312,9 +312,9 @@ def test_clevrer_refusals(tmp_path, clevrer, monkeypatch):
             out,
             "--num_train",
             5001,
-        ): "num_train: 5001 is not legal; it must be from 0 to 5000",
-        ("--train", train, "--out", out, "--num_test", -1): "num_test: -1 is not legal; it must be from 0 to 1000",
-        ("--train", train, "--out", out, "--processes", 0): "processes: 0 is not legal; it must be at least 1",
+        ): "num_train is 5001; legal: from 0 to 5000",
+        ("--train", train, "--out", out, "--num_test", -1): "num_test is -1; legal: from 0 to 1000",
+        ("--train", train, "--out", out, "--processes", 0): "processes is 0; legal: at least 1",
         ("--train", train, "--out", file, *few): f"{file}/.making: cannot be written: Not a directory",
     }.items():
         assert message in refusal(main, *arguments)
@@ -523,7 +523,7 @@ def test_traffic_refusals(tmp_path, recording, monkeypatch):
     deep = Image.fromarray(np.zeros((430, 500), np.uint16))
     assert f"{frame}: is an image of the kind I;16; legal: 8 bits per channel" in message(save(deep))
     assert not out.exists()
-    assert message(arguments=["--processes", 0]) == "processes: 0 is not legal; it must be at least 1"
+    assert message(arguments=["--processes", 0]) == "processes is 0; legal: at least 1"
     usage = shutil._ntuple_diskusage(9e9, 9e9, 4e5)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda folder: usage)
@@ -534,7 +534,7 @@ def test_traffic_refusals(tmp_path, recording, monkeypatch):
             f"--frames: {source} {said}"
         )
     for path, said in {
-        tmp_path / "x.npz": "--out: {} is not legal; it must be a file named *.npy",
+        tmp_path / "x.npz": "--out is {}; legal: a file named *.npy",
         recording / "readme 3.txt" / "x.npy": "{}: cannot be written: Not a directory",
     }.items():
         refused = refusal(traffic_preparation.main, "--frames", recording, "--out", path)
@@ -810,10 +810,10 @@ def test_phyre_refusals(tmp_path, monkeypatch):
         assert not out.exists()
         return refused
 
-    assert message("--fold", -1) == "fold: -1 is not legal; it must be at least 0"
-    assert message("--stride", 0) == "stride: 0 is not legal; it must be at least 1"
-    assert message("--num_tasks", 0) == "num_tasks: 0 is not legal; it must be at least 1"
-    assert message("--processes", 0) == "processes: 0 is not legal; it must be at least 1"
+    assert message("--fold", -1) == "fold is -1; legal: at least 0"
+    assert message("--stride", 0) == "stride is 0; legal: at least 1"
+    assert message("--num_tasks", 0) == "num_tasks is 0; legal: at least 1"
+    assert message("--processes", 0) == "processes is 0; legal: at least 1"
     assert message("--setup", "x") == "--setup: 'x' is unknown; legal are ball_cross_template, ball_within_template"
     assert message("--skip_templates", 0, 7, 12, 13, 24) == (
         "--skip_templates: no task of the split train is left; legal: fewer templates"

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from configs.schema import Config
 from datasets.get_dataset import get_image_dataset
 from eval.eval_gen_metrics import eval_dlp_im_metric
 from eval.eval_model import evaluate_validation_elbo
 from models import ObjectDLP
 from utils import util_func
-from utils.config import Config
 from utils.errors import UserError
 
 SIGNATURES = json.loads((Path(__file__).parent / "published" / "signatures.json").read_text())

@@ -7,10 +7,10 @@ import torch
 
 import train_dlp
 from models import ObjectDLP, ObjectDynamicsDLP
+from rundir.run import Run
 from tests import golden
 from utils import checkpoints
 from utils.errors import UserError
-from utils.run import Run
 
 
 def released_folder(folder, name, ds):

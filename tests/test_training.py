@@ -14,12 +14,12 @@ import torch
 from accelerate import Accelerator
 
 import train_dlp
+from configs.schema import Config
+from rundir.run import Run
+from training.loop import EpochBatches, Progress, RunningMeans, Trainer, TrainingError, training_stage
+from training.particles import resume_command
 from utils import checkpoints
-from utils.config import Config
 from utils.errors import UserError
-from utils.particle_training import resume_command
-from utils.run import Run
-from utils.training import EpochBatches, Progress, RunningMeans, Trainer, TrainingError, training_stage
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -276,16 +276,16 @@ def test_bad_input_is_one_line_and_status_2(
     assert not list(config_path.parent.glob("*_shapes_dlp*")), "a run directory was left behind"
 
 
-def trainer_for(folder, data, task_type=train_dlp.DLPTask, **changes):
+def trainer_for(folder, data, task_type=DLPTask, **changes):
     config = Config.from_dict({**SMALL, "root": data, **changes})
     accelerator = Accelerator(cpu=True)
     task = task_type(config, accelerator)
-    trainer = Trainer(task, config, accelerator, resume_command(train_dlp.DLPTask, accelerator))
+    trainer = Trainer(task, config, accelerator, resume_command(DLPTask, accelerator))
     trainer.run = Run.create(config, task.kind, accelerator, folder)
     return trainer
 
 
-class DivergingTask(train_dlp.DLPTask):
+class DivergingTask(DLPTask):
     def losses(self, model, batch, progress):
         losses = super().losses(model, batch, progress)
         if progress.iteration == 4:

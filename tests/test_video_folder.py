@@ -19,15 +19,15 @@ from PIL import Image
 import generate_ddlp_video_prediction
 import train_ddlp
 from configs import generate_config_file
+from configs.schema import Config
 from datasets import frame_cache, get_dataset, video_folder_ds
 from datasets.get_dataset import get_image_dataset, get_video_dataset
 from datasets.video_files import FrameFolder, VideoFile, natural_order
 from datasets.video_folder_ds import VideoFolderImages, VideoFolderVideos, find_splits, split_by_name
+from rundir.run import Run
 from tests.balls import SMALL, run_in
 from tests.frames import assert_item
-from utils.config import Config
 from utils.errors import UserError
-from utils.run import Run
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "custom_dataset.md"
 WIDTH, HEIGHT = 20, 16

@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import atomic_write
 from utils.plotting import LEGIBLE_SIDE, draw_text, enlarge, images_on_cpu, zoom_factor
 
 ANIMATION_FORMATS = ("gif", "mp4")
@@ -130,7 +130,7 @@ def save_animation(frames, path, duration):
     if not (isfinite(duration) and duration > 0):
         raise UserError(f"cannot write the animation {path}: duration is {duration}, but must be seconds above 0")
     data = encode(frames, duration)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(data)
 
 

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import torch
 
-from modules.dynamics_modules import DEPTH_MARK
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import atomic_write
 
 
 def save(contents, path):
     """`torch.save` that leaves the file's old content or all of the new one; `UserError` where it cannot be written."""
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         torch.save(contents, file)
 
 
@@ -46,8 +45,7 @@ def insert_weights(model, weights, path):
     if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):
         raise UserError(f"{path}: not a file of weights (a state dict of tensors)")
     expected = model.state_dict()
-    # Whether it is there is information, not an error: see `DynamicsDLP`.
-    optional = {name for name in (*expected, *weights) if name.endswith(DEPTH_MARK)}
+    optional = {name for name in (*expected, *weights) if name.rpartition(".")[2] in optional_entries(model)}
     problems = [f"lacks {name}" for name in expected if name not in weights and name not in optional]
     problems += [f"has {name}, unknown here" for name in weights if name not in expected and name not in optional]
     problems += [
@@ -59,3 +57,9 @@ def insert_weights(model, weights, path):
         more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
         raise UserError(f"{path}: does not fit the configuration's {type(model).__name__}: {problems[0]}{more}")
     model.load_state_dict(weights)
+
+
+def optional_entries(model):
+    """The last parts of the names of entries that a state dict may lack: the `OPTIONAL_ENTRIES` of the model's
+    modules, whose absence is information and no error."""
+    return {name for module in model.modules() for name in getattr(module, "OPTIONAL_ENTRIES", ())}

@@ -1,6 +1,7 @@
-"""Files that are never half-written, and locks between processes."""
+"""Files that are never half-written, JSON among them, locks between processes, and how many cores there are."""
 
 import fcntl
+import json
 import os
 import sys
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from utils.errors import UserError
 
 
 @contextmanager
-def replacing(path):
+def atomic_write(path):
     """Write a file under a temporary name in the same folder, then move it into place.
 
     Yields the temporary path, which has the same ending. Whatever happens before the move, `path` keeps what it held;
@@ -42,7 +43,7 @@ def make_folder(path):
 
 
 @contextmanager
-def locked(path, waiting=None):
+def file_lock(path, waiting=None):
     """Hold the lock of the file at `path` once every other holder has let go; the system frees a killed one's.
 
     `waiting`: a line to print on stderr first where another process holds it.
@@ -55,3 +56,28 @@ def locked(path, waiting=None):
                 print(waiting, file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def read_json(path):
+    """What a JSON file holds; `UserError` if there is none, if it cannot be read or is not valid JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: invalid JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, a number of thousands of digits, endless brackets
+        raise UserError(f"{path}: invalid JSON: {error}") from None
+
+
+def write_json(path, values):
+    """Write a dict as an indented JSON file, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def available_cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.errors import UserError
+from utils.legal import check_choice
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -20,9 +20,8 @@ _ACCUMULATE = {  # how an array [B, C, H, W] of squared differences becomes one 
 
 
 def _choose(table, name, argument):
-    """The entry of `table` called `name`; `UserError` naming the argument and the legal names if there is none."""
-    if name not in table:
-        raise UserError(f"{argument}={name!r} is unknown; legal: {', '.join(table)}")
+    """The entry of `table` called `name`; `ValueError` naming the argument and the legal names if there is none."""
+    check_choice(argument, name, table)
     return table[name]
 
 
@@ -104,7 +103,7 @@ def calc_reconstruction_loss(x, recon_x, loss_type="mse", reduction="sum"):
     x, recon_x: `[B, ...]` of equal shape (0..1 for "bce"). loss_type: "mse" (squared error), "l1" (absolute error) or
     "bce" (binary cross-entropy with x as target).
     reduction: "none" returns the sum per image `[B]`, "sum" their sum, "mean" their mean over the batch.
-    Raises `UserError` for an unknown `loss_type` or `reduction`, and where the shapes differ.
+    Raises `ValueError` for an unknown `loss_type` or `reduction`, and where the shapes differ.
     """
     error = _choose(_PIXEL_LOSSES, loss_type, "calc_reconstruction_loss: loss_type")
     reduce = _choose(_REDUCTIONS, reduction, "calc_reconstruction_loss: reduction")
@@ -113,9 +112,9 @@ def calc_reconstruction_loss(x, recon_x, loss_type="mse", reduction="sum"):
 
 
 def _check_same_shape(caller, first, second):
-    """`UserError` unless both have one shape: broadcasting images against each other is always a mistake."""
+    """`ValueError` unless both have one shape: broadcasting images against each other is always a mistake."""
     if first.shape != second.shape:
-        raise UserError(f"{caller}: shapes {list(first.shape)} and {list(second.shape)} differ; they must be equal")
+        raise ValueError(f"{caller}: shapes {list(first.shape)} and {list(second.shape)} differ; they must be equal")
 
 
 class ChamferLossKL(nn.Module):
@@ -201,7 +200,7 @@ class VGGDistance(nn.Module):
         """Return the distance of two batches of images `[B, 3, H, W]`, values 0..1.
 
         reduction: "none" returns the distance per image `[B]`, "sum" their sum, "mean" their mean over the batch.
-        only_image: leave the features out. Raises `UserError` for an unknown `reduction`, where the shapes differ, and
+        only_image: leave the features out. Raises `ValueError` for an unknown `reduction`, where the shapes differ, and
         for images too small for the network's pooling (under 32 pixels with the default layers).
         """
         reduce = _choose(_REDUCTIONS, reduction, "VGGDistance: reduction")
@@ -233,7 +232,7 @@ class VGGDistance(nn.Module):
         smallest = 2 ** sum(isinstance(layer, nn.MaxPool2d) for layer in self.features)
         height, width = images.shape[-2:]
         if min(height, width) < smallest:
-            raise UserError(
+            raise ValueError(
                 f"VGGDistance: images of {height} x {width} pixels are too small for layers {self.layers}; "
                 f"at least {smallest} x {smallest}"
             )
@@ -242,5 +241,5 @@ class VGGDistance(nn.Module):
 def _resolve_layers(layer_ids, features):
     """The indices whose output `layer_ids` mean: a convolution stands for the in-place ReLU that follows it."""
     if not layer_ids or not all(0 <= index < len(features) for index in layer_ids):
-        raise UserError(f"VGGDistance: layer_ids={layer_ids!r} must name one or more layers in 0..{len(features) - 1}")
+        raise ValueError(f"VGGDistance: layer_ids={layer_ids!r} must name one or more layers in 0..{len(features) - 1}")
     return sorted({index + 1 if isinstance(features[index], nn.Conv2d) else index for index in layer_ids})

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import atomic_write
 
 MASK_THRESHOLD = 0.05  # a pixel belongs to a particle above this alpha
 SCORE_THRESHOLD = 2.0  # boxes of less confident particles are left out of the figure grid
@@ -357,7 +357,7 @@ def save_image(tensor, path):
     pixels = (images_on_cpu(tensor).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     # Full colour resolution: thin coloured lines fade with JPEG's usual chroma subsampling.
     options = {} if path.suffix.lower() == ".png" else {"quality": 95, "subsampling": 0}
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         iio.imwrite(temporary, pixels, **options)
 
 

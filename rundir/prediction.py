@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from accelerate.utils import set_seed
 
+from configs.schema import CONFIG_DIR, Config
 from models import ObjectDynamicsDLP
-from utils.config import CONFIG_DIR, Config
+from rundir.run import Run
 from utils.errors import UserError
-from utils.run import Run
 
 
 @dataclass
-class Prediction:
+class PredictionRequest:
     """What is to be predicted: `horizon` frames, the first `cond_steps` of which the model sees, of videos of `mode`
     of the data set in `config`."""
 
@@ -49,7 +49,7 @@ def add_prediction_arguments(parser, horizon):
 
 
 def open_prediction(args, horizon=None):
-    """The `Prediction` that the arguments name. horizon: the default (None: the run's animation_horizon)."""
+    """The `PredictionRequest` that the arguments name. horizon: the default (None: the run's animation_horizon)."""
     if args.cond_steps != -1 and args.cond_steps < 1:
         raise UserError(f"-c/--cond_steps is {args.cond_steps}; legal: at least 1, or -1 for the model's T")
     if not 0 <= args.seed < 2**32:
@@ -73,7 +73,7 @@ def open_prediction(args, horizon=None):
     model = run.load_model(args.checkpoint, args.use_last, device)
     set_seed(args.seed)
     mode = "train" if args.use_train else "test"
-    return Prediction(run, model, config, device, mode, cond_steps, horizon, not args.sample)
+    return PredictionRequest(run, model, config, device, mode, cond_steps, horizon, not args.sample)
 
 
 def data_config(run, dataset=None, root=None):

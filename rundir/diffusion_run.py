@@ -2,21 +2,22 @@
 
 `{ddmmyy_HHMMSS}_{ds}_diffuse_ddlp/` holds `diffusion_hparams.json` and `ddlp_hparams.json` (the configurations),
 `{ds}_ddlp.pth` (the DDLP's weights), `latent_stats.pth` (statistics of the particles), `log.txt`, `metrics.jsonl`,
-`figures/` and `saves/`: `model.pth` in the published layout, and `training_state.pt`, what exact resuming needs beside.
-It is complete: it can be moved, and does not need the DDLP's own run directory any more.
+`figures/` and `saves/model.pth`, in the published layout with one more entry, `training`: what exact resuming needs
+beside. It is complete: it can be moved, and does not need the DDLP's own run directory any more.
 """
 
+import json
 import shutil
 from pathlib import Path
 
 import torch
 
+from configs.schema import DiffuseConfig
 from models import DiffuseDDLP, ObjectDynamicsDLP
+from rundir.run import Run, RunDirectory, first_file, prepare_logdir, read_config
 from utils import checkpoints
-from utils.config import DiffuseConfig, read_json
 from utils.errors import UserError
-from utils.files import replacing
-from utils.run import Run, RunDirectory, first_file, prepare_logdir, read_config, write_json
+from utils.files import atomic_write, read_json, write_json
 
 DDLP_CONFIG_FILE = "ddlp_hparams.json"
 STATE_ENTRIES = ("step", "model", "opt", "ema", "scaler")
@@ -27,25 +28,28 @@ class DiffusionRun(RunDirectory):
     """A run directory of a DiffuseDDLP; see `RunDirectory` for what it shares with the others."""
 
     config_file = "diffusion_hparams.json"
-    progress = "step"
+    kind = "diffuse_ddlp"
+    counter = "step"
 
     def __init__(self, path, config, ddlp_config, is_main=True):
         super().__init__(path, config, is_main)
         self.ddlp_config = ddlp_config
-        self._saved_step = None  # that of saves/model.pth, once it was read or written
 
     @classmethod
-    def create(cls, config, ddlp_config, accelerator, ddlp_weights, parent="."):
-        """A new directory, with a copy of the file `ddlp_weights`; its name is shared by all processes."""
+    def create(cls, config, ddlp_config, accelerator, ddlp_weights, normalization, identity, parent="."):
+        """A new directory, its name shared by all processes, with a copy of the file `ddlp_weights`, the statistics of
+        the fitted `ParticleNormalization`, and the dict `identity` of what particles these are of."""
         if not Path(ddlp_weights).is_file():
             raise UserError(f"{ddlp_weights}: no such checkpoint file")
-        path = prepare_logdir(f"{config.ds}_diffuse_ddlp", parent, accelerator)
-        run = cls(path, config, ddlp_config, accelerator.is_main_process)
+        run = cls(parent, config, ddlp_config, accelerator.is_main_process)
+        run.path = Path(prepare_logdir(run.name, parent, accelerator))
         run.save_config(config)
         if run.is_main:
-            write_json(ddlp_config.to_dict(), run.path / DDLP_CONFIG_FILE)
-            with replacing(run.path / f"{config.ds}_ddlp.pth") as temporary:
+            write_json(run.path / DDLP_CONFIG_FILE, ddlp_config.to_dict())
+            with atomic_write(run.path / f"{config.ds}_ddlp.pth") as temporary:
                 shutil.copyfile(ddlp_weights, temporary)
+            checkpoints.save(normalization.state_dict(), run.stats_path)
+            write_json(run.identity_path, identity)
         accelerator.wait_for_everyone()
         return run
 
@@ -79,8 +83,9 @@ class DiffusionRun(RunDirectory):
         return self.path / "saves" / "model.pth"
 
     @property
-    def training_state_path(self):
-        return self.path / "saves" / "training_state.pt"
+    def identity_path(self):
+        """The file that says what particles the statistics are of."""
+        return self.stats_path.with_suffix(".json")
 
     def ddlp_weights_path(self):
         """The file of the DDLP's weights; `UserError` if there is none."""
@@ -115,58 +120,53 @@ class DiffusionRun(RunDirectory):
 
     # -------------------------------------------------------------------------------------------------------- state
 
-    def load_stats(self, normalization):
-        """Load latent_stats.pth into a `ParticleNormalization`."""
+    def load_stats(self, normalization, identity=None):
+        """Load latent_stats.pth into a `ParticleNormalization`.
+
+        identity: what its particles must be of; `UserError` if they are not, as far as the directory says.
+        """
+        found = read_json(self.identity_path) if identity and self.identity_path.is_file() else {}
+        for name, expected in (identity or {}).items():
+            if found.get(name, expected) != expected:
+                raise UserError(
+                    f"{self.identity_path}: the statistics are of other particles: {name} is"
+                    f" {json.dumps(found[name])}, here {json.dumps(expected)}; legal: those of the run's own DDLP and"
+                    " training set"
+                )
         checkpoints.load_weights(normalization, self.stats_path)
 
-    def save_stats(self, normalization):
-        """Write a fitted `ParticleNormalization` to latent_stats.pth."""
-        if self.is_main:
-            checkpoints.save(normalization.state_dict(), self.stats_path)
-
-    def save_state(self, state, training_state):
-        """Save what training goes on from.
-
-        state: the published entries, "step", "model", "opt", "ema" (of ema-pytorch's `EMA` with its online model) and
-        "scaler" (None without one), for model.pth; training_state: a dict of all else.
-        """
+    def save_state(self, state):
+        """Save what training goes on from, a dict as `TrainingLoop.save_state` makes it: the published entries, and
+        all else in `training`."""
         if not self.is_main:
             return
-        # A crash may part the two files: the small one comes first, and keeps what belongs to the large one as it is.
-        states = self._training_states()
-        kept = {step: value for step, value in states.items() if step == self._saved_step}
-        checkpoints.save({**kept, state["step"]: training_state}, self.training_state_path)
-        ema = dict(state["ema"])
-        ema["initted"] = ema["initted"].reshape(1).float()
-        ema["step"] = ema["step"].reshape(1).long()
-        checkpoints.save({**{name: state[name] for name in STATE_ENTRIES}, "ema": ema}, self.state_path)
-        self._saved_step = state["step"]
+        ema = {**state["ema"]}
+        ema["initted"], ema["step"] = ema["initted"].reshape(1).float(), ema["step"].reshape(1).long()
+        published = {
+            "step": state["progress"]["iteration"],
+            "model": state["model"],
+            "opt": state["optimizer"],
+            "ema": ema,
+            "scaler": None,
+        }
+        others = {name: value for name, value in state.items() if name not in ("model", "optimizer", "ema")}
+        checkpoints.save({**published, "training": others}, self.state_path)
 
     def load_state(self):
-        """The entries of saves/model.pth, as given to `save_state`; the ema's `initted` and `step` are scalars."""
+        """What `save_state` saved; of a published directory, which has no random state, that is None."""
         if not self.state_path.is_file():
             raise UserError(f"{self.path}: cannot be resumed: no {self.state_path.relative_to(self.path)} in it")
         state = read_state(self.state_path)
-        self._saved_step = state["step"]
-        return state
+        others = state.get("training") or self._state_beside(state["step"])
+        return {"model": state["model"], "optimizer": state["opt"], "ema": state["ema"], **others}
 
-    def load_training_state(self):
-        """The training state that belongs to what `load_state` read, which comes first; None in a published directory,
-        which has none."""
-        if not self.training_state_path.is_file():
-            return None
-        states = self._training_states()
-        if self._saved_step not in states:
-            steps = " and ".join(map(str, states))
-            raise UserError(
-                f"{self.training_state_path}: is of step {steps}, but {self.state_path.name} of step"
-                f" {self._saved_step}; without this file training goes on, but not exactly"
-            )
-        return states[self._saved_step]
-
-    def _training_states(self):
-        """Step to training state."""
-        return checkpoints.load(self.training_state_path) if self.training_state_path.is_file() else {}
+    def _state_beside(self, step):
+        """What directories that have no entry `training` keep in a file of its own, where there is one of that step."""
+        path = self.path / "saves" / "training_state.pt"
+        beside = checkpoints.load(path).get(step) if path.is_file() else None
+        if beside is None:
+            return {"progress": {"iteration": step}, "random_states": None}
+        return {"progress": {"iteration": step}, "scheduler": None, "best": {}, **beside}
 
 
 def read_state(path):

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
+from configs.schema import Config
 from models import ObjectDLP, ObjectDynamicsDLP
 from utils import checkpoints
-from utils.config import Config, read_json
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import atomic_write, read_json, write_json
 from utils.plotting import save_image
 
 MODELS = {"dlp": ObjectDLP, "ddlp": ObjectDynamicsDLP}
@@ -26,10 +26,16 @@ class RunDirectory:
     nothing."""
 
     config_file = "hparams.json"
-    progress = "epoch"  # what metrics.jsonl counts
+    kind = ""  # of the model
+    counter = "iteration"  # what metrics.jsonl calls the number of training steps
 
     def __init__(self, path, config, is_main=True):
         self.path, self.config, self.is_main = Path(path), config, is_main
+
+    @property
+    def name(self):
+        """{ds}_{kind}{run_prefix}"""
+        return f"{self.config.ds}_{self.kind}{getattr(self.config, 'run_prefix', '')}"
 
     @property
     def figures(self):
@@ -48,7 +54,7 @@ class RunDirectory:
     def save_config(self, config):
         self.config = config
         if self.is_main:
-            write_json(config.to_dict(), self.path / self.config_file)
+            write_json(self.path / self.config_file, {"kind": self.kind, **config.to_dict()})
 
     def log(self, line):
         """Append a line to log.txt."""
@@ -56,11 +62,11 @@ class RunDirectory:
             log_line(self.path, line)
 
     def record(self, values):
-        """Add an epoch's (or step's) numbers to metrics.jsonl, in place of any record of that one or of a later one."""
+        """Add a training step's numbers to metrics.jsonl, in place of any record of that step or of a later one."""
         if not self.is_main:
             return
-        kept = [record for record in self.records() if record[self.progress] < values[self.progress]]
-        with replacing(self.metrics_path) as temporary:
+        kept = [record for record in self.records() if record[self.counter] < values[self.counter]]
+        with atomic_write(self.metrics_path) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in [*kept, values]))
 
     def save_figure(self, name, image):
@@ -90,19 +96,12 @@ class Run(RunDirectory):
         path = Path(path)
         if not path.is_dir():
             raise UserError(f"{path}: no such run directory")
-        config = read_config(path / cls.config_file)
-        kinds = [kind for kind in MODELS if any(path.rglob(f"{config.ds}_{kind}*.pth"))]
-        kinds = kinds or [kind for kind in MODELS if f"_{config.ds}_{kind}" in path.resolve().name]
-        if not kinds:
-            raise UserError(f"{path}: holds no weights {config.ds}_KIND*.pth, KIND one of {', '.join(MODELS)}")
-        return cls(path, config, kinds[0], is_main)
+        hparams = read_json(path / cls.config_file)
+        config = config_of(hparams, path / cls.config_file)
+        kind = hparams["kind"] if hparams.get("kind") in MODELS else find_kind(path, config)
+        return cls(path, config, kind, is_main)
 
     # ------------------------------------------------------------------------------------------------------ reading
-
-    @property
-    def name(self):
-        """{ds}_{kind}{run_prefix}"""
-        return f"{self.config.ds}_{self.kind}{self.config.run_prefix}"
 
     @property
     def state_path(self):
@@ -148,10 +147,23 @@ class Run(RunDirectory):
 
 
 def read_config(path):
-    """The `Config` in a run's file of it; a released run's has the published depth logvar."""
-    hparams = read_json(path)
+    """The `Config` in a run's file of it."""
+    return config_of(read_json(path), path)
+
+
+def config_of(hparams, path):
+    """The `Config` that a run's file holds; a released run's has the published depth logvar."""
     config = Config.from_dict(hparams, where=str(path))
     return config if "depth_logvar_from_mean" in hparams else config.replace(depth_logvar_from_mean=True)
+
+
+def find_kind(path, config):
+    """The kind of a released run, which does not say it, by the names of its weights or else its folder's."""
+    kinds = [kind for kind in MODELS if any(path.rglob(f"{config.ds}_{kind}*.pth"))]
+    kinds = kinds or [kind for kind in MODELS if f"_{config.ds}_{kind}" in path.resolve().name]
+    if not kinds:
+        raise UserError(f"{path}: holds no weights {config.ds}_KIND*.pth, KIND one of {', '.join(MODELS)}")
+    return kinds[0]
 
 
 def first_file(candidates, missing):
@@ -196,13 +208,7 @@ def log_line(src_dir, line):
 
 def save_config(src_dir, hparams):
     """Write `{src_dir}/hparams.json`. hparams: a dict."""
-    write_json(hparams, Path(src_dir) / RunDirectory.config_file)
-
-
-def write_json(values, path):
-    """Write a dict as an indented JSON file."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
+    write_json(Path(src_dir) / RunDirectory.config_file, hparams)
 
 
 def get_config(fpath):

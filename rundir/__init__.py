@@ -1,0 +1,15 @@
+"""The run directory, which training writes and everything else opens."""
+
+from pathlib import Path
+
+
+def load_model(path, device="cpu"):
+    """The trained model in `path`, in eval mode: `ObjectDLP`, `ObjectDynamicsDLP` or `DiffuseDDLP`.
+
+    path: any run directory, released folder or DiffuseDDLP directory. Raises `UserError` where there is no model.
+    """
+    from rundir.diffusion_run import DiffusionRun
+    from rundir.run import Run
+
+    kind = DiffusionRun if (Path(path) / DiffusionRun.config_file).is_file() else Run
+    return kind.open(path).load_model(device=device)

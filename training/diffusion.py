@@ -1,0 +1,181 @@
+"""The task of training DiffuseDDLP: it counts steps, on particles that were encoded before, with a moving average of
+the weights, from which samples are drawn now and then."""
+
+import hashlib
+from contextlib import contextmanager
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from datasets.get_dataset import get_video_dataset
+from datasets.particle_cache import cached_tokens, data_fingerprint
+from models import DiffuseDDLP
+from training.loop import Interval, Task
+from utils.animation import Panel, generated_panel, save_animation, side_by_side
+from utils.errors import UserError
+from utils.random_state import preserve_random_state
+
+SAMPLES = 5  # videos that are generated at a milestone
+GRID_COLUMNS = 8  # frames of each that the figure shows
+ENCODED_AT_ONCE = 32  # clips; not the batch size, so that the particles do not depend on it
+
+
+class DiffusionTask(Task):
+    """DiffuseDDLP around a trained DDLP: a clip of `diffuse_frames` frames, or its particles, per item.
+
+    config, ddlp_config, ddlp: as for `DiffuseDDLP`; run: the `DiffusionRun` that goes on, which has the particles'
+    statistics, or None: they are taken from the training set. `diffuse_ddlp` is the model, of which the diffusion alone
+    is trained.
+    """
+
+    bar = ("loss", "grad_norm")
+    graph = ({"loss": ("loss",), "gradient norm": ("grad_norm",)}, "step")
+    max_grad_norm = 1.0
+
+    def __init__(self, config, ddlp_config, ddlp, accelerator, run=None):
+        self.config, self.accelerator, self.run = config, accelerator, run
+        self.diffuse_ddlp = DiffuseDDLP.from_config(config, ddlp_config, ddlp).to(accelerator.device)
+        self.ema = (config.ema_decay, config.ema_update_every)
+        self.save_every = config.save_and_sample_every
+        # Tokens are in memory: other processes would only cost time.
+        self.num_workers = config.num_workers if config.encode_on_the_fly else 0
+
+    def build_model(self):
+        return self.diffuse_ddlp.diffusion
+
+    def make_optimizer(self, model):
+        return torch.optim.Adam(model.parameters(), self.config.lr, betas=(0.9, 0.99)), 1.0
+
+    def train_set(self):
+        with preserve_random_state():
+            tokens = None if self.config.encode_on_the_fly else self._cached_tokens()
+            if self.run is None:
+                blocks = self._encode() if tokens is None else tokens.blocks(ENCODED_AT_ONCE)
+                self.diffuse_ddlp.normalization.fit(self._with_progress_bar(blocks))
+            else:
+                self.run.load_stats(self.diffuse_ddlp.normalization, self.identity)
+        return self.clips if tokens is None else tokens
+
+    def losses(self, model, batch, progress):
+        tokens = batch[0]
+        if self.config.encode_on_the_fly:
+            tokens, _ = self.diffuse_ddlp.encode(tokens)
+        return {"loss": model(self.diffuse_ddlp.normalization.normalize(tokens), self.diffuse_ddlp.mask)}
+
+    def interval(self, progress):
+        every = self.config.save_and_sample_every
+        start = progress.iteration // every * every
+        end = min(start + every, self.config.train_num_steps)
+        return Interval(f"to step {end}", start, end)
+
+    def end(self, progress):
+        done = progress.iteration >= self.config.train_num_steps
+        return f"all {self.config.train_num_steps} steps are done; more: --train_num_steps" if done else None
+
+    def evaluate(self, model, progress, run):
+        """Generate a few videos, always from the same noise, and write them to the run's figures."""
+        if self.accelerator.is_main_process:
+            config, step = self.config, progress.iteration
+            seconds, horizon = self.diffuse_ddlp.ddlp_config.animation_fps, run.ddlp_config.animation_horizon
+            horizon, bar = max(horizon, config.diffuse_frames), partial(tqdm, desc="sampling", leave=False)
+            with diffusion_replaced(self.diffuse_ddlp, model) as generator:
+                videos = generator.sample(SAMPLES, horizon, seed=config.seed, progress=bar)
+            run.save_figure(f"sample_{step}", sample_grid(videos, config.diffuse_frames))
+            animation = side_by_side([generated_panel(video, config.diffuse_frames) for video in videos])
+            save_animation(animation, run.figures / f"sample_{step}_traj_anim.gif", seconds)
+        return {}
+
+    # ----------------------------------------------------------------------------- the particles of the training set
+
+    @cached_property
+    def clips(self):
+        """The training set's clips."""
+        config = self.config
+        size = self.diffuse_ddlp.ddlp_config.image_size
+        try:
+            return get_video_dataset(
+                config.ds, config.ds_root, config.diffuse_frames, "train", size, cache=config.cache
+            )
+        except UserError as error:
+            where = f"the training clips of ds {config.ds}, diffuse_frames {config.diffuse_frames}"
+            raise UserError(f"{where}: {error}") from error
+
+    @cached_property
+    def identity(self):
+        """What the particles of the training set belong to: a dict."""
+        return {
+            "ddlp_sha256": weights_sha256(self.diffuse_ddlp.ddlp),
+            "ds": self.config.ds,
+            "image_size": self.diffuse_ddlp.ddlp_config.image_size,
+            "diffuse_frames": self.config.diffuse_frames,
+            "clips": len(self.clips),
+        }
+
+    def _encode(self):
+        """Yield the tokens of all clips, in order, on the CPU."""
+        loader = DataLoader(
+            self.clips, batch_size=ENCODED_AT_ONCE, num_workers=self.config.num_workers, generator=torch.Generator()
+        )
+        for batch in loader:
+            yield self.diffuse_ddlp.encode(batch[0].to(self.accelerator.device))[0].cpu()
+
+    def _cached_tokens(self):
+        """The `CachedTokens` of all clips."""
+        model = self.diffuse_ddlp
+        shape = (len(self.clips), self.config.diffuse_frames, model.num_tokens, model.layout.width)
+        key = {
+            **self.identity,
+            "architecture": repr(model.ddlp.architecture),
+            "data": data_fingerprint(self.clips),
+        }
+        root = self.config.ds_root or getattr(self.clips, "default_root", None)
+        return cached_tokens(root, self.config.ds, key, shape, self._encode)
+
+    def _with_progress_bar(self, blocks):
+        """The blocks of all clips' tokens, under a progress bar."""
+        with tqdm(
+            desc="statistics of the particles",
+            total=len(self.clips),
+            unit="clip",
+            disable=not self.accelerator.is_main_process,
+            dynamic_ncols=True,
+        ) as bar:
+            for block in blocks:
+                yield block
+                bar.update(len(block))
+
+
+def sample_grid(videos, diffuse_frames):
+    """Videos [n, T, 3, H, W] in 0..1, a row each, at up to `GRID_COLUMNS` times from the first to the last: [3, h, w].
+
+    The frames that the diffusion drew are marked as in `generated_panel`.
+    """
+    horizon = videos.shape[1]
+    panels = []
+    for t in np.linspace(1, horizon, min(GRID_COLUMNS, horizon)).round().astype(int).tolist():
+        one = generated_panel(videos[:1, t - 1], diffuse_frames, first=t)
+        panels.append(Panel(videos[:, t - 1], one.labels * len(videos), one.colors * len(videos)))
+    return torch.from_numpy(np.concatenate(side_by_side(panels))).permute(2, 0, 1) / 255
+
+
+def weights_sha256(module):
+    """The SHA-256 of a module's weights: of their names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\0".encode())
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def diffusion_replaced(model, diffusion):
+    """The `DiffuseDDLP` with another diffusion, such as the moving average, for a while."""
+    trained = model.diffusion
+    model.diffusion = diffusion
+    try:
+        yield model
+    finally:
+        model.diffusion = trained

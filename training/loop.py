@@ -1,0 +1,367 @@
+"""The one training loop: epochs or steps, exact resume, evaluation and saving, on 1..N processes.
+
+The loop knows no model: a `Task` brings the model, the data, the loss and the evaluation. Training goes in intervals
+(an epoch, or so many steps), each followed by an evaluation. What decides the next weights (weights, optimiser,
+schedule, counters, random states, sums, best scores) is saved together, so that a run that was stopped anywhere goes
+on exactly as if it had not been.
+"""
+
+import math
+import signal
+import time
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+from accelerate.utils import gather_object, set_seed
+from ema_pytorch import EMA
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from training.batches import RunningMeans, ShuffledBatches
+from utils import checkpoints
+from utils.errors import UserError
+from utils.plotting import loss_graph
+from utils.random_state import preserve_random_state, random_state, set_random_state
+
+READ_INTERVAL = 20  # iterations between two reads of the losses from the device
+BEST = {"val_loss": "_best", "lpips": "_best_lpips"}  # scores whose lowest value's weights are kept, and where
+
+
+class TrainingError(UserError):
+    """Training cannot go on."""
+
+    exit_status = 1
+
+
+@dataclass
+class Progress:
+    """Where training stands: finished epochs, batches done in this one, iterations in all; and an epoch's batches."""
+
+    epoch: int = 0
+    batch: int = 0
+    iteration: int = 0
+    epoch_length: int = 0
+
+    def enter_next_epoch_if_due(self):
+        if self.batch == self.epoch_length:
+            self.epoch, self.batch = self.epoch + 1, 0
+
+
+class Interval(NamedTuple):
+    """The iterations `start` to `end` - 1, under a name."""
+
+    name: str
+    start: int
+    end: int
+
+
+class Task(ABC):
+    """What is special about training one kind of model; the loop calls nothing else.
+
+    bar: the loss terms that the progress bar shows; graph: panels and horizontal axis of the figure of losses, for
+    `loss_graph`; notes: lines to tell the user when training starts; num_workers: processes that load data;
+    save_every: iterations between two saves; max_grad_norm: the gradient's norm is clipped at this; ema: decay and
+    interval of a moving average of the weights, or None.
+    """
+
+    bar: tuple
+    graph: tuple
+    notes = ()
+    num_workers: int
+    save_every: int
+    max_grad_norm = None
+    ema = None
+
+    @abstractmethod
+    def build_model(self):
+        """The module to train, all of it."""
+
+    @abstractmethod
+    def make_optimizer(self, model):
+        """The optimiser, and the factor of its learning rate after every interval."""
+
+    @abstractmethod
+    def train_set(self):
+        """A `torch.utils.data.Dataset`."""
+
+    @abstractmethod
+    def losses(self, model, batch, progress):
+        """A dict of scalar tensors: "loss", which is minimised, and whatever else is to be averaged and logged.
+
+        model: the model as wrapped for several processes; batch: what the data set's items collate to, on the device.
+        """
+
+    @abstractmethod
+    def interval(self, progress):
+        """The current `Interval`."""
+
+    @abstractmethod
+    def end(self, progress):
+        """None, or once the end is reached a line that says so and how to go on."""
+
+    @abstractmethod
+    def evaluate(self, model, progress, run):
+        """After an interval: a dict of numbers; of those in `BEST` the lowest decide which weights are kept.
+
+        Called on every process, with the bare model, or its moving average, in eval mode. run: the run directory, for
+        what is written beside.
+        """
+
+
+class TrainingLoop:
+    """Trains a `Task`'s model: `TrainingLoop(task, config, accelerator, resume_command).fit(run)`.
+
+    config: of it `seed` and `batch_size` are read; resume_command: what a user types, before the run directory, to go
+    on with a run that was stopped. A run that goes on needs `resume(run)` before `fit(run)`.
+    """
+
+    def __init__(self, task, config, accelerator, resume_command):
+        self.task, self.config, self.accelerator, self.resume_command = task, config, accelerator, resume_command
+        self.run = None
+        self.best, self.means, self.interruption = {}, RunningMeans(), Interruption()
+        set_seed(config.seed, device_specific=True)
+        model = task.build_model()
+        optimizer, decay = task.make_optimizer(model)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer.optimizer, decay)
+        self.ema = None
+        if task.ema and accelerator.is_main_process:
+            beta, every = task.ema
+            self.ema = EMA(self.bare_model, beta=beta, update_every=every, include_online_model=True)
+        with accelerator.main_process_first():
+            train_set = task.train_set()
+        processes = accelerator.process_index, accelerator.num_processes
+        self.batches = ShuffledBatches(len(train_set), config.batch_size, config.seed, *processes)
+        self.progress = Progress(epoch_length=self.batches.num_batches)
+        self.loader = DataLoader(
+            train_set,
+            batch_sampler=self.batches,
+            num_workers=task.num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # starting an interval draws from it, not from the model's generator
+        )
+
+    @property
+    def bare_model(self):
+        return self.accelerator.unwrap_model(self.model)
+
+    # ---------------------------------------------------------------------------------------------------- the story
+
+    def fit(self, run):
+        """Train to the end, in `run`. Returns whether it got there, not stopped by a signal."""
+        self.run = run
+        for line in (f"run directory: {run.path}", *self.task.notes):
+            self._say(line)
+        if self.task.end(self.progress) is not None:
+            self._say(self.task.end(self.progress))
+        with self.interruption.watch():
+            while self.task.end(self.progress) is None:
+                if not self._train(self.task.interval(self.progress)):
+                    self._say(f"stopped at {self._position()}; go on with: {self.resume_command} {run.path}")
+                    return False
+                self._finish_interval()
+        return True
+
+    def _train(self, interval):
+        """The rest of an interval. Returns False if a signal stopped it. Either way the state is saved at its end."""
+        progress, save_every = self.progress, self.task.save_every
+        self.model.train()
+        self.batches.start_at(progress.epoch, progress.batch, interval.end - progress.iteration)
+        self.clock = None  # when the interval's first step was done, and which it was
+        for batch in self._progress_bar(interval):
+            self._step(batch)
+            stop = self._stop_requested()
+            if stop or progress.iteration % save_every == 0 or progress.iteration == interval.end:
+                self.save_state()
+            if stop:
+                return False
+        return True
+
+    def _step(self, batch):
+        self.progress.enter_next_epoch_if_due()
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self.task.losses(self.model, self._to_device(batch), self.progress)
+        self.accelerator.backward(losses["loss"])
+        if self.task.max_grad_norm is not None:
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.task.max_grad_norm)
+            losses = {**losses, "grad_norm": norm}
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update()
+        self.means.add(losses)
+        self.progress.batch += 1
+        self.progress.iteration += 1
+        self.clock = self.clock or (time.perf_counter(), self.progress.iteration)
+        if self.progress.iteration % READ_INTERVAL == 0:
+            self._read_losses()
+
+    def _finish_interval(self):
+        progress = self.progress
+        record = {"epoch": progress.epoch, self.run.counter: progress.iteration, "lr": self.scheduler.get_last_lr()[0]}
+        record |= self._speed() | self.means.means() | self._evaluate()
+        self.run.record(record)
+        if self.accelerator.is_main_process:
+            self.run.save_figure(f"{self.run.name}_graph", loss_graph(self.run.records(), *self.task.graph))
+        self._say(" ".join(f"{name} {value:.4g}" for name, value in record.items()))
+        self.scheduler.step()
+        progress.enter_next_epoch_if_due()
+        self.means = RunningMeans()
+        self.save_state()
+
+    def _evaluate(self):
+        """Measure, draw and keep the best weights; training's random state is left as it was."""
+        model = (self.bare_model if self.ema is None else self.ema.ema_model).eval()
+        with torch.no_grad(), preserve_random_state():
+            set_seed(self.config.seed)
+            scores = self.task.evaluate(model, self.progress, self.run)
+        for score, suffix in BEST.items():
+            if scores.get(score, math.inf) < self.best.get(score, math.inf):
+                self.best[score] = scores[score]
+                self.run.save_weights(model.state_dict(), suffix)
+        return scores
+
+    # ------------------------------------------------------------------------------------------------- saved state
+
+    def save_state(self):
+        """Save all that decides how training goes on; `TrainingError` if a weight is not finite."""
+        self._read_losses()
+        for name, parameter in self.bare_model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise TrainingError(f"the weights {name} are not finite at {self._position()}; {self._last_good()}")
+        random_states = gather_object([random_state()])
+        self.run.save_state(
+            {
+                "model": self.bare_model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "ema": None if self.ema is None else self.ema.state_dict(),
+                "progress": asdict(self.progress),
+                "means": self.means.state_dict(),
+                "best": self.best,
+                "random_states": random_states,
+            }
+        )
+
+    def resume(self, run):
+        """Go on from a run's saved state; from a published one, which has no random state, with the seed's.
+
+        Raises `UserError` where it does not fit or was trained by another number of processes.
+        """
+        self.run = run
+        state = run.load_state()
+        checkpoints.insert_weights(self.bare_model, state["model"], f"{run.state_path} (model)")
+        self._load_optimizer(state["optimizer"])
+        if self.ema is not None:
+            checkpoints.insert_weights(self.ema, state["ema"], f"{run.state_path} (ema)")
+        self.progress = Progress(**{"epoch_length": self.batches.num_batches, **state["progress"]})
+        if "epoch" not in state["progress"]:
+            self.progress.epoch, self.progress.batch = divmod(self.progress.iteration, self.progress.epoch_length)
+        if state["random_states"] is None:
+            set_seed(self.config.seed, device_specific=True)
+        else:
+            processes = len(state["random_states"])
+            if processes != self.accelerator.num_processes:
+                raise UserError(f"{run.path} was trained by {processes} process(es); it can only go on with as many")
+            if state["scheduler"] is not None:
+                self.scheduler.load_state_dict(state["scheduler"])
+            self.means.load_state_dict(state["means"])
+            self.best = state["best"]
+            set_random_state(state["random_states"][self.accelerator.process_index])
+        self._say(f"resumed at {self._position()}")
+
+    def _load_optimizer(self, state):
+        parameters = [parameter.shape for group in self.optimizer.param_groups for parameter in group["params"]]
+        shapes = {index: value["exp_avg"].shape for index, value in state["state"].items()}
+        if any(index >= len(parameters) or shape != parameters[index] for index, shape in shapes.items()):
+            raise UserError(
+                f"{self.run.state_path} (optimiser): does not fit the {len(parameters)} weights of the model"
+            )
+        self.optimizer.load_state_dict(state)
+
+    # ------------------------------------------------------------------------------------------------------- chores
+
+    def _progress_bar(self, interval):
+        """The loader's batches under a progress bar."""
+        self.bar = tqdm(
+            self.loader,
+            desc=interval.name,
+            initial=self.progress.iteration - interval.start,
+            total=interval.end - interval.start,
+            disable=not self.accelerator.is_main_process,
+            dynamic_ncols=True,
+        )
+        return self.bar
+
+    def _to_device(self, batch):
+        if torch.is_tensor(batch):
+            return batch.to(self.accelerator.device, non_blocking=True)
+        return type(batch)(self._to_device(item) for item in batch) if isinstance(batch, (list, tuple)) else batch
+
+    def _read_losses(self):
+        """Read the losses since the last time, stop at one that is not finite, show the latest means."""
+        first = self.progress.iteration + 1 - len(self.means.pending)
+        for iteration, row in enumerate(self.means.read(self.accelerator), first):
+            wrong = [f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)]
+            if wrong:
+                place = f"iteration {iteration} (epoch {self.progress.epoch})"
+                raise TrainingError(f"{', '.join(wrong)} at {place}; {self._last_good()}")
+        if self.means.count:
+            means = self.means.means()
+            self.bar.set_postfix({name: f"{means[name]:.3g}" for name in self.task.bar}, refresh=False)
+
+    def _speed(self):
+        """Steps per second since the interval's first step, if there were more."""
+        if self.clock is None or self.progress.iteration == self.clock[1]:
+            return {}
+        start, first = self.clock
+        return {"steps_per_second": (self.progress.iteration - first) / (time.perf_counter() - start)}
+
+    def _stop_requested(self):
+        """Whether any process was asked to stop; all processes agree, which they only ask each other now and then."""
+        if self.accelerator.num_processes == 1:
+            return self.interruption.requested
+        if self.progress.iteration % READ_INTERVAL:
+            return False
+        requested = torch.tensor(float(self.interruption.requested), device=self.accelerator.device)
+        return self.accelerator.reduce(requested, reduction="sum").item() > 0
+
+    def _say(self, line):
+        """To log.txt and to the terminal."""
+        self.run.log(line)
+        if self.accelerator.is_main_process:
+            tqdm.write(line)
+
+    def _position(self):
+        return f"epoch {self.progress.epoch}, iteration {self.progress.iteration}"
+
+    def _last_good(self):
+        if not self.run.state_path.is_file():
+            return "no checkpoint was saved before"
+        return f"the last good checkpoint is kept; go on from it with: {self.resume_command} {self.run.path}"
+
+
+class Interruption:
+    """Notes SIGINT and SIGTERM so that the loop can save first; a second signal ends the process at once."""
+
+    def __init__(self):
+        self.requested = False
+
+    @contextmanager
+    def watch(self):
+        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def note(number, frame):
+            self.requested = True
+            for each, handler in previous.items():
+                signal.signal(each, handler)
+
+        for number in previous:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)

@@ -1,0 +1,350 @@
+"""The tasks of training DLPv2 and DDLP, their stages as functions of the progress, and the command of both."""
+
+import argparse
+from abc import abstractmethod
+from functools import cached_property
+
+import torch
+
+from configs.schema import OVERRIDE, Config, add_override_arguments, overrides_from
+from datasets.episodes import scaled
+from datasets.get_dataset import first_frames, image_dataset, video_dataset
+from eval.eval_gen_metrics import measure_predictions, measure_reconstructions, report, summarise
+from eval.eval_model import animate_predictions, draw_ddlp, draw_dlp, mean_elbo
+from eval.image_metrics import available_metrics
+from modules.particles import VISIBLE
+from rundir.run import MODELS, Run
+from training.loop import Interval, Task, TrainingLoop
+from utils import checkpoints
+from utils.device import make_accelerator
+from utils.errors import UserError
+from utils.loss_functions import VGGDistance
+from utils.plotting import LOSS_PANELS
+
+FIGURE_ITEMS = 8  # training items that the figures show, at most
+ANIMATIONS = 5  # of DDLP's predictions, per evaluation
+
+# ------------------------------------------------------------------------------------- stages, from the progress alone
+
+
+def training_stage(epoch, warmup_epoch):
+    """The stage as keyword arguments of a model's `forward` and `calc_elbo`: `warmup_epoch` epochs of warm-up, which is
+    noisy too, then one noisy epoch."""
+    return {"warmup": epoch < warmup_epoch, "noisy": epoch < warmup_epoch + 1}
+
+
+def dynamic_discount(progress, config):
+    """The weights of the frames after the static ones, [T - num_static_frames + 1], 0..1: they rise with the iterations
+    since the dynamics are trained, those of later frames more slowly."""
+    horizon = config.timestep_horizon
+    length = max(config.warmup_epoch, 1) * max(config.discount_iterations, progress.epoch_length)
+    step = max(length // horizon, 1)
+    iterations = progress.iteration - config.start_dyn_epoch * progress.epoch_length
+    weights = iterations / (step * torch.arange(1, horizon + 1))
+    return weights.clamp(max=1.0)[: max(horizon - config.num_static_frames + 1, 0)]
+
+
+def training_health(output):
+    """What tells a healthy run from a sick one: particles visible per image, mean Beta a and b, mean glimpse scale."""
+    return {
+        "visible": (output["obj_on"] > VISIBLE).float().sum(-1).mean(),
+        "beta_a": output["obj_on_a"].mean(),
+        "beta_b": output["obj_on_b"].mean(),
+        "scale": torch.sigmoid(output["z_scale"]).mean(),
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------- the tasks
+
+
+class ParticleTask(Task):
+    """A model of `rundir.run.MODELS` (by `kind`) that is trained by its ELBO, epoch by epoch.
+
+    Data sets and metrics are made once. Training goes on without the metrics that cannot be had here.
+    """
+
+    kind: str
+    bar = ("loss", "loss_rec", "kl", "psnr", "visible", "beta_a", "beta_b", "scale")
+    graph = (LOSS_PANELS, "epoch")
+
+    def __init__(self, config, accelerator):
+        self.config, self.accelerator = config, accelerator
+        self.num_workers, self.save_every = config.num_workers, config.checkpoint_freq
+        metrics = config.metrics if config.eval_im_metrics else ()
+        recon_loss_func = None
+        if config.recon_loss_type == "vgg":
+            from utils.pretrained import ensure_weight_files, missing_weight_files
+
+            if missing_weight_files(recon_loss_type="vgg"):
+                ensure_weight_files(metrics, "vgg")  # one message for all that is missing
+            recon_loss_func = VGGDistance(device=accelerator.device)
+        self.images, self.notes = available_metrics(metrics, accelerator.device)
+        self.elbo_options = {
+            "beta_kl": config.beta_kl,
+            "beta_rec": config.beta_rec,
+            "kl_balance": config.kl_balance,
+            "recon_loss_type": config.recon_loss_type,
+            "recon_loss_func": recon_loss_func,
+        }
+
+    def build_model(self):
+        return MODELS[self.kind].from_config(self.config)
+
+    def make_optimizer(self, model):
+        config = self.config
+        adam = torch.optim.Adam(model.parameters(), config.lr, config.adam_betas, config.adam_eps, config.weight_decay)
+        return adam, config.scheduler_gamma
+
+    def train_set(self):
+        # The validation set first: what is wrong with it shows before training starts.
+        self.validation_items = self.open_validation_set()
+        self.training_items = self.open_training_set()
+        return self.training_items
+
+    @abstractmethod
+    def open_training_set(self):
+        """The data set to train on."""
+
+    @abstractmethod
+    def open_validation_set(self):
+        """The data set to evaluate on."""
+
+    def interval(self, progress):
+        start = progress.iteration - progress.batch
+        return Interval(f"epoch {progress.epoch}", start, start + progress.epoch_length)
+
+    def end(self, progress):
+        done = progress.epoch >= self.config.num_epochs
+        return f"all {self.config.num_epochs} epochs are done; more: --num_epochs" if done else None
+
+    def evaluate(self, model, progress, run):
+        epoch, every, last = progress.epoch, self.config.eval_epoch_freq, self.config.num_epochs - 1
+        if epoch % every and epoch != last:
+            return {}
+        scores = {"val_loss": self.validation_loss(model, epoch, run)}
+        if epoch > 0 and self.images.modules:
+            scores |= report(self.measure(model), run.path, self.accelerator)
+        if self.accelerator.is_main_process:
+            for name, image in self.draw(model, scaled(self.figure_items)).items():
+                run.save_figure(f"{name}_{epoch}", image)
+        run.save_weights(model.state_dict())
+        return scores
+
+    def validation_loss(self, model, epoch, run, elbo_options=None, forward_options=None, num_frames=None):
+        def figure(model, x):
+            run.save_figure(f"image_valid_{epoch}", self.draw(model, x)["image"])
+
+        return mean_elbo(
+            model,
+            self.validation_items,
+            {**self.elbo_options, **(elbo_options or {})},
+            forward_options,
+            num_frames,
+            self.config.batch_size,
+            self.config.num_workers,
+            self.accelerator.device,
+            self.accelerator,
+            figure,
+        )
+
+    @abstractmethod
+    def measure(self, model):
+        """The image metrics of the validation set: name to number."""
+
+    @abstractmethod
+    def draw(self, model, x):
+        """The figures of training items: name to image tensor [3, H, W]."""
+
+    @cached_property
+    def figure_items(self):
+        """The first items of the training set, on the device: [n, ...]."""
+        items = [self.training_items[i][0] for i in range(min(FIGURE_ITEMS, len(self.training_items)))]
+        return torch.stack(items).to(self.accelerator.device)
+
+
+class DLPTask(ParticleTask):
+    """DLPv2: one image, or with tracking one clip, per item."""
+
+    kind = "dlp"
+
+    def open_training_set(self):
+        return image_dataset(self.config, "train", as_uint8=True)
+
+    def open_validation_set(self):
+        return image_dataset(self.config, "val", as_uint8=True)
+
+    def losses(self, model, batch, progress):
+        x = scaled(batch[0])
+        stage = training_stage(progress.epoch, self.config.warmup_epoch)
+        output = model(x, train_enc_prior=self.config.train_enc_prior, **stage)
+        losses = self.accelerator.unwrap_model(model).calc_elbo(x, output, **self.elbo_options, **stage)
+        return {**losses, **training_health(output)}
+
+    def measure(self, model):
+        config = self.config
+        return measure_reconstructions(
+            model, self.validation_items, self.images, config.batch_size, config.num_workers, self.accelerator
+        )
+
+    def draw(self, model, x):
+        return draw_dlp(model, x, self.config.topk, self.config.iou_thresh)
+
+
+class DDLPTask(ParticleTask):
+    """DDLP: a clip of T + 1 frames per item."""
+
+    kind = "ddlp"
+    bar = (*ParticleTask.bar, "kl_dyn")
+
+    def open_training_set(self):
+        return video_dataset(self.config, "train", self.config.timestep_horizon + 1, as_uint8=True)
+
+    def open_validation_set(self):
+        needed = max(self.config.animation_horizon, self.config.timestep_horizon + 1)
+        videos = video_dataset(self.config, "val", needed, as_uint8=True)
+        first_frames(videos[0], needed)  # raises where an episode is too short
+        return videos
+
+    def losses(self, model, batch, progress):
+        config, x = self.config, scaled(batch[0])
+        stage = training_stage(progress.epoch, config.warmup_epoch)
+        with_dynamics = progress.epoch >= config.start_dyn_epoch
+        bare = self.accelerator.unwrap_model(model)
+        learns_all = config.dyn_only_epoch is None or progress.epoch < config.dyn_only_epoch
+        bare.set_require_grad(prior_value=learns_all, enc_value=learns_all, dec_value=learns_all)
+        output = model(
+            x,
+            forward_dyn=with_dynamics,
+            train_enc_prior=config.train_enc_prior,
+            num_static_frames=config.num_static_frames,
+            **stage,
+        )
+        if with_dynamics:
+            options = {**self.dynamics_options, "dynamic_discount": dynamic_discount(progress, config).to(x)}
+            losses = bare.calc_elbo(x, output, **options, **self.elbo_options, **stage)
+        else:
+            losses = bare.calc_elbo_static(x, output, **self.elbo_options, **stage)
+        return {**losses, **training_health(output)}
+
+    @property
+    def dynamics_options(self):
+        config = self.config
+        return {
+            "beta_dyn": config.beta_dyn,
+            "beta_dyn_rec": config.beta_dyn_rec,
+            "num_static": config.num_static_frames,
+        }
+
+    def validation_loss(self, model, epoch, run):
+        config = self.config
+        return super().validation_loss(
+            model,
+            epoch,
+            run,
+            self.dynamics_options,
+            {"num_static_frames": config.num_static_frames},
+            config.timestep_horizon + 1,
+        )
+
+    def measure(self, model):
+        config = self.config
+        over_time = measure_predictions(
+            model,
+            self.validation_items,
+            self.images,
+            config.animation_horizon,
+            config.cond_steps,
+            batch_size=config.batch_size,
+            num_workers=config.num_workers,
+            accelerator=self.accelerator,
+        )
+        return summarise(over_time)
+
+    def evaluate(self, model, progress, run):
+        scores = super().evaluate(model, progress, run)
+        if scores and self.accelerator.is_main_process:
+            config, count = self.config, min(ANIMATIONS, len(self.validation_items))
+            paths = [run.figures / f"e{progress.epoch}_traj_anim_{i}.gif" for i in range(count)]
+            seen, seconds = config.cond_steps, config.animation_fps
+            animate_predictions(
+                model, self.validation_items, range(count), paths, config.animation_horizon, seen, seconds
+            )
+        return scores
+
+    def draw(self, model, x):
+        return draw_ddlp(model, x, self.config.topk, self.config.iou_thresh)
+
+
+def leaves_parameters_unused(config):
+    """Whether some training steps leave parameters without a gradient: PINT's before the dynamics are trained, all
+    others' once they alone are, the prior's where it is not trained."""
+    return config.start_dyn_epoch > 0 or config.dyn_only_epoch is not None or not config.train_enc_prior
+
+
+# --------------------------------------------------------------------------------------------------------- the command
+
+
+def train(task_class, config, run_path=None):
+    """Train a `ParticleTask`'s model with a `Config`: a new run, or the one at `run_path` that goes on.
+
+    Returns the trained model, not wrapped, in eval mode.
+    """
+    accelerator = make_accelerator(config.device, leaves_parameters_unused(config))
+    task = task_class(config, accelerator)
+    loop = TrainingLoop(task, config, accelerator, resume_command(task.kind, accelerator))
+    if run_path:
+        run = Run.open(run_path, accelerator.is_main_process)
+        loop.resume(run)
+        run.save_config(config)
+    else:
+        if config.load_model:
+            checkpoints.load_weights(loop.bare_model, config.pretrained_path)
+        run = Run.create(config, task.kind, accelerator)
+    loop.fit(run)
+    return loop.bare_model.eval()
+
+
+def train_command(task_class, description, arguments=None):
+    """The training command of a `ParticleTask`. description: of the command, for its help; arguments: default
+    `sys.argv`."""
+    args = parse_arguments(description, arguments)
+    overrides = overrides_from(args)
+    if args.resume:
+        run = Run.open(args.resume)
+        if run.kind != task_class.kind:
+            raise UserError(f"{run.path} is a run of kind {run.kind}; this command goes on with kind {task_class.kind}")
+        config = run.config.resume(**overrides)
+    else:
+        config = Config.load(args.dataset).replace("command line", **overrides)
+    train(task_class, config, args.resume)
+
+
+def parse_arguments(description, arguments=None):
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s (-d NAME | --resume RUN_DIR) [--KEY VALUE ...]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-d", "--dataset", metavar="NAME", help="a name in configs/, or a path ending in .json")
+    add_training_arguments(parser, Config)
+    args = parser.parse_args(arguments)
+    if (args.dataset is None) == (args.resume is None):
+        parser.error("give either -d/--dataset (a new run) or --resume (a run to go on with)")
+    return args
+
+
+def add_training_arguments(parser, kind):
+    """The arguments of every training command: --resume, --no_cache and the overrides of a `kind` of configuration."""
+    parser.add_argument("--resume", metavar="RUN_DIR", help="go on with this run, exactly where it was saved")
+    parser.add_argument(
+        "--no_cache", dest=f"{OVERRIDE}cache", action="store_const", const="false", help="the same as --cache false"
+    )
+    add_override_arguments(parser, kind=kind)
+
+
+def resume_command(kind, accelerator):
+    """What to type, with the run directory behind it, to go on with a run."""
+    if accelerator.num_processes == 1:
+        return f"python train_{kind}.py --resume"
+    script = f"train_{kind}.py" if kind == "diffuse_ddlp" else f"train_{kind}_accelerate.py"
+    return f"accelerate launch --config_file ./accel_conf.yml {script} --resume"
