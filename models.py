@@ -11,7 +11,7 @@ import inspect
 import math
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -514,15 +514,20 @@ class ObjectDynamicsDLP(ParticleModel):
         forward_dyn=True,
         train_enc_prior=True,
         num_static_frames=4,
+        pint_noise=0.0,
     ):
         """Encode, decode and predict.
 
-        x: clips [B, T + 1, C, H, W]; forward_dyn=False: without the dynamics, the frames as images of one batch;
-        num_static_frames: frames with proposals of their own; the rest as for `ObjectDLP.forward`, whose dict is
-        returned too, batch [B * (T + 1), ...], with, [B, T, ...], PINT's prediction for each frame but the first:
+        x: clips [B, T + 1, C, H, W], or their `Posterior`, from which PINT alone predicts; forward_dyn=False: without
+        the dynamics, the frames as images of one batch; num_static_frames: frames with proposals of their own;
+        pint_noise: the standard deviation of noise on the positions that PINT sees; the rest as for
+        `ObjectDLP.forward`, whose dict is returned too, batch [B * (T + 1), ...], with, [B, T, ...], PINT's prediction for each frame but the first:
         `mu_dyn` and `logvar_dyn` (position), `mu_*_dyn` and `logvar_*_dyn` of scale, depth, features and bg,
         `obj_on_a_dyn` and `obj_on_b_dyn`.
         """
+        if isinstance(x, Posterior):
+            past = x.sample(deterministic).frames(slice(None, -1))
+            return prediction_dict(self._predict_noisily(past, pint_noise), "_dyn")
         stage = Stage(deterministic, warmup, noisy)
         self._check_clip(x, x_prior, self.timestep_horizon + 1 if forward_dyn else None)
         clip = x if forward_dyn else _as_images(x)
@@ -533,8 +538,22 @@ class ObjectDynamicsDLP(ParticleModel):
         output = {**encoding_dict(encoding), **decoding_dict(decoding)}
         if forward_dyn:
             past = encoding.particles.split_time(x.shape[1]).frames(slice(None, -1))
-            output |= prediction_dict(self.dyn_module.predict(past), "_dyn")
+            output |= prediction_dict(self._predict_noisily(past, pint_noise), "_dyn")
         return output
+
+    def encode_posterior(self, x, num_static_frames=4):
+        """The `Posterior` [B, T, ...] of clips [B, T, C, H, W], each frame tracked from a draw of the frame before, as
+        in training."""
+        self._check_clip(x)
+        encoding = self._encode_clip(x, Stage(), prior_frames=num_static_frames).merge_time()
+        self._encode_background(x.flatten(0, 1), encoding, Stage())
+        return encoding.posterior.split_time(x.shape[1])
+
+    def _predict_noisily(self, past, noise):
+        """PINT's `Prediction` from `Particles` whose positions get noise of that standard deviation first."""
+        if noise:
+            past = replace(past, z=past.z + noise * torch.randn_like(past.z))
+        return self.dyn_module.predict(past)
 
     def _check_clip(self, x, x_prior=None, num_frames=None):
         self._check_input(x, x_prior, dims=(5,))
@@ -682,9 +701,7 @@ class ObjectDynamicsDLP(ParticleModel):
         terms = {name: term.unflatten(0, (-1, num_static)).sum(1).mean() for name, term in terms.items()}
         kl = kl_dict(terms, kl_balance)
 
-        predicted = prediction_of(model_output).frames(slice(num_static - 1, None))
-        kl_dyn = dynamics_kl(posterior.frames(slice(num_static, None)), predicted, balance)
-        kl["kl_dyn"] = (discount * kl_dyn).sum(-1).mean()
+        kl["kl_dyn"] = self._dynamics_kl(posterior, model_output, dynamic_discount, balance, num_static)
         loss = (beta_rec * rec + beta_kl * kl["kl"] + beta_dyn * kl["kl_dyn"]) / num_frames
         return elbo_dict(loss, psnr, rec, kl, model_output, recon_loss_type)
 
@@ -712,6 +729,33 @@ class ObjectDynamicsDLP(ParticleModel):
             x.flatten(0, 1), model_output, stage, beta_kl, beta_rec, kl_balance, recon_loss_type, recon_loss_func
         )
         return {**losses, "kl_dyn": losses["kl"].new_zeros(())}
+
+    def calc_dynamics_loss(
+        self,
+        posterior,
+        model_output,
+        beta_dyn=1.0,
+        dynamic_discount=None,
+        balance=0.5,
+        num_static=4,
+        recon_loss_type="mse",
+    ):
+        """The share of `calc_elbo`'s loss that depends on PINT: `loss` and `kl_dyn`, a dict.
+
+        posterior: the `Posterior` [B, T + 1, ...] that `model_output`, `forward`'s dict, was made from; the rest as for
+        `calc_elbo`.
+        """
+        num_frames = posterior.z_base.shape[1]
+        num_static = min(num_static, num_frames)
+        kl_dyn = self._dynamics_kl(posterior, model_output, dynamic_discount, balance, num_static)
+        loss = beta_dyn * kl_dyn / num_frames
+        return {"loss": loss * VGG_LOSS_SCALE if recon_loss_type == "vgg" else loss, "kl_dyn": kl_dyn}
+
+    def _dynamics_kl(self, posterior, output, discount, balance, num_static):
+        """The dynamics' KL of the frames after the static ones, weighted by the discount: a scalar."""
+        predicted = prediction_of(output).frames(slice(num_static - 1, None))
+        kl = dynamics_kl(posterior.frames(slice(num_static, None)), predicted, balance)
+        return (self._discount(discount, kl.shape[1], kl) * kl).sum(-1).mean()
 
     def _discount(self, discount, count, like):
         """The weights of the `count` frames after the static ones, [count]."""
