@@ -521,9 +521,9 @@ class ObjectDynamicsDLP(ParticleModel):
         x: clips [B, T + 1, C, H, W], or their `Posterior`, from which PINT alone predicts; forward_dyn=False: without
         the dynamics, the frames as images of one batch; num_static_frames: frames with proposals of their own;
         pint_noise: the standard deviation of noise on the positions that PINT sees; the rest as for
-        `ObjectDLP.forward`, whose dict is returned too, batch [B * (T + 1), ...], with, [B, T, ...], PINT's prediction for each frame but the first:
-        `mu_dyn` and `logvar_dyn` (position), `mu_*_dyn` and `logvar_*_dyn` of scale, depth, features and bg,
-        `obj_on_a_dyn` and `obj_on_b_dyn`.
+        `ObjectDLP.forward`, whose dict is returned too, batch [B * (T + 1), ...], with, [B, T, ...], PINT's prediction
+        for each frame but the first: `mu_dyn` and `logvar_dyn` (position), `mu_*_dyn` and `logvar_*_dyn` of scale,
+        depth, features and bg, `obj_on_a_dyn` and `obj_on_b_dyn`.
         """
         if isinstance(x, Posterior):
             past = x.sample(deterministic).frames(slice(None, -1))

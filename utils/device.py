@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from utils.errors import UserError
+from utils.legal import DEVICE, check
 
 PRECISIONS = ("float32", "bfloat16")
 # What accelerate's own configuration or environment may set, and the value that leaves it alone.
@@ -27,20 +28,34 @@ def make_accelerator(device, unused_parameters=False):
         value = os.environ.get(variable, legal).lower()
         if value != legal:
             raise UserError(f"accelerate's {name} is {value}; legal: {legal} (instead: {instead})")
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    if on_gpu and device.startswith("cuda:"):
-        index, count = int(device.split(":")[1]), torch.cuda.device_count()
-        if index >= count:
-            raise UserError(f"device is {device}; legal: cuda:0 to cuda:{count - 1}, cuda or cpu")
-        torch.cuda.set_device(index)
+    device = check_device(device)
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
     unused = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
     # Where there is no CUDA the CPU is meant, not an accelerator of another make.
-    return Accelerator(cpu=not on_gpu, kwargs_handlers=[unused])
+    return Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
 
 
-def choose_device(device="cuda"):
-    """The `torch.device` of a command that predicts or measures: "cuda" falls back to the CPU."""
-    return torch.device(device if torch.cuda.is_available() else "cpu")
+def add_device_arguments(parser):
+    """The arguments that `device_of` reads."""
+    parser.add_argument("--device", default="cuda", metavar="NAME", help="cuda (default; else the CPU), cuda:N or cpu")
+    parser.add_argument("--cpu", action="store_true", help="the same as --device cpu")
+
+
+def device_of(args):
+    """The `torch.device` of a command that predicts or measures; "cuda" falls back to the CPU."""
+    return torch.device(check_device("cpu" if args.cpu else args.device))
+
+
+def check_device(device):
+    """The device to use for "cpu", "cuda" or "cuda:N": the CPU where there is no GPU; `UserError` for another name, or
+    a GPU that is not there."""
+    check("--device", device, DEVICE.text, DEVICE.test(device))
+    if device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    count = torch.cuda.device_count()
+    check("--device", device, f"cuda:0 to cuda:{count - 1}, cuda or cpu", int(device.partition(":")[2] or 0) < count)
+    return device
 
 
 def autocast(device, precision):
