@@ -58,10 +58,17 @@ class ParticleModel(nn.Module):
         super().__init__()
         arch = self.architecture = architecture
         check_architecture(cdim=arch.cdim, **{name: getattr(arch, name) for name in ARCHITECTURE})
-        proposals = arch.n_kp * (arch.image_size // arch.patch_size) ** 2
-        if arch.filtering_heuristic != "none" and proposals < arch.n_kp_enc:
+        # What scripts read off a model, by the release's names.
+        for field in fields(arch):
+            setattr(self, field.name, getattr(arch, field.name))
+        self.bg_learned_feature_dim = arch.bg_feature_dim
+        self.num_patches = (arch.image_size // arch.patch_size) ** 2
+        self.n_kp_total = arch.n_kp * self.num_patches
+        self.n_kp_prior = min(arch.n_kp_prior, self.n_kp_total)
+        self.obj_patch_size = arch.glimpse_size
+        if arch.filtering_heuristic != "none" and self.n_kp_total < arch.n_kp_enc:
             warnings.warn(
-                f"n_kp_enc is {arch.n_kp_enc}, but the patches propose {proposals}: so many are the particles",
+                f"n_kp_enc is {arch.n_kp_enc}, but the patches propose {self.n_kp_total}: so many are the particles",
                 stacklevel=3,
             )
         # The priors' parameters, under the published checkpoints' names.
@@ -74,6 +81,7 @@ class ParticleModel(nn.Module):
         self._constant("obj_on_b_p", arch.obj_on_beta)
         self.fg_module = Foreground(arch)
         self.bg_module = Background(arch)
+        self.features_dim = self.bg_module.bg_cnn_enc.out_size
 
     def _constant(self, name, value):
         self.register_buffer(name, torch.tensor(float(value)))
@@ -222,7 +230,10 @@ class ParticleModel(nn.Module):
                 F.interpolate(x, size=32, mode="bilinear", align_corners=False) for x in (target, decoded)
             )
         rec = reconstruction_loss(target, decoded, recon_loss_type, recon_loss_func)
-        return rec.unflatten(0, (len(x), -1)).sum(-1), rec.new_zeros(())
+        rec = rec.unflatten(0, (len(x), -1)).sum(-1)
+        # As published: zero times the image. What warm-up does not reach has a gradient of zero then instead of none,
+        # and Adam, which counts that as a step, makes the published ones afterwards.
+        return rec + 0 * output["rec"].mean(), rec.new_zeros(())
 
     def _static_elbo(self, x, output, stage, beta_kl, beta_rec, kl_balance, recon_loss_type, recon_loss_func):
         """DLPv2's loss (arXiv 2306.05957, section 3.1) as `calc_elbo` documents it. x: [B, C, H, W]."""
@@ -480,7 +491,8 @@ class ObjectDynamicsDLP(ParticleModel):
         arguments = locals()
         super().__init__(Architecture(**{field.name: arguments[field.name] for field in fields(Architecture)}))
         check_dynamics(pint_layers, pint_heads, pint_dim, timestep_horizon)
-        self.timestep_horizon = timestep_horizon
+        self.timestep_horizon, self.predict_delta = timestep_horizon, predict_delta
+        self.pint_layers, self.pint_heads, self.pint_dim = pint_layers, pint_heads, pint_dim
         self.dyn_module = DynamicsDLP(
             learned_feature_dim,
             self.architecture.bg_feature_dim,

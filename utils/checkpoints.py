@@ -59,3 +59,13 @@ def insert_weights(model, weights, path):
         more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
         raise UserError(f"{path}: does not fit the configuration's {type(model).__name__}: {problems[0]}{more}")
     model.load_state_dict(weights)
+
+
+def calc_model_size(model):
+    """How large a model is: `n_params`, the number of its trainable parameters, and `size_mb`, the MiB that all its
+    parameters and buffers take, what they share counted once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return {
+        "n_params": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "size_mb": sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20,
+    }
