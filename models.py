@@ -63,9 +63,9 @@ class ParticleModel(nn.Module):
             setattr(self, field.name, getattr(arch, field.name))
         self.bg_learned_feature_dim = arch.bg_feature_dim
         self.num_patches = (arch.image_size // arch.patch_size) ** 2
-        self.n_kp_total = arch.n_kp * self.num_patches
+        self.n_kp_total = arch.n_kp * self.num_patches  # proposals before the filter
         self.n_kp_prior = min(arch.n_kp_prior, self.n_kp_total)
-        self.obj_patch_size = arch.glimpse_size
+        self.obj_patch_size = arch.glimpse_size  # pixels
         if arch.filtering_heuristic != "none" and self.n_kp_total < arch.n_kp_enc:
             warnings.warn(
                 f"n_kp_enc is {arch.n_kp_enc}, but the patches propose {self.n_kp_total}: so many are the particles",
@@ -81,7 +81,7 @@ class ParticleModel(nn.Module):
         self._constant("obj_on_b_p", arch.obj_on_beta)
         self.fg_module = Foreground(arch)
         self.bg_module = Background(arch)
-        self.features_dim = self.bg_module.bg_cnn_enc.out_size
+        self.features_dim = self.bg_module.bg_cnn_enc.out_size  # side of the background encoder's map
 
     def _constant(self, name, value):
         self.register_buffer(name, torch.tensor(float(value)))

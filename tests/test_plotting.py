@@ -250,7 +250,7 @@ def test_boxes_and_dots_of_one_image_are_those_of_a_batch():
         ),
     ]
     for (picture, kept), (pictures, kept_in_batch) in zip(singles, batches, strict=True):
-        assert picture.dtype == np.uint8 and picture.shape == (32, 32, 3)
+        assert picture.dtype == np.uint8 and picture.shape == (32, 32, 3) and picture.flags.c_contiguous
         assert np.array_equal(picture, np.rint(pictures[1].permute(1, 2, 0).numpy() * 255))
         assert len(kept) > 0 and torch.equal(kept, kept_in_batch[1])
 

@@ -495,7 +495,8 @@ def images_on_cpu(tensor):
 
 def _to_pixels(tensor):
     """Colours [3, H, W] as an image file holds them: uint8 array [H, W, 3]."""
-    return (images_on_cpu(tensor).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    pixels = (images_on_cpu(tensor).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+    return pixels.contiguous().numpy()  # cv2 draws on no other layout
 
 
 def zoom_factor(images, side):
