@@ -62,9 +62,16 @@ class ParticleModel(nn.Module):
     def __init__(self, architecture):
         super().__init__()
         arch = self.architecture = architecture
-        if arch.filtering_heuristic != "none" and arch.num_proposals < arch.n_kp_enc:
+        # What scripts read off a model, by the release's names.
+        for field in fields(Architecture):
+            setattr(self, field.name, getattr(arch, field.name))
+        self.cdim, self.bg_learned_feature_dim = arch.ch, arch.bg_feature_dim
+        self.num_patches, self.n_kp_total = arch.num_patches, arch.num_proposals
+        self.n_kp_prior = min(arch.n_kp_prior, self.n_kp_total)
+        self.obj_patch_size = arch.glimpse_size  # pixels
+        if arch.filtering_heuristic != "none" and self.n_kp_total < arch.n_kp_enc:
             warnings.warn(
-                f"n_kp_enc is {arch.n_kp_enc}, but the patches propose {arch.num_proposals}: so many are the particles",
+                f"n_kp_enc is {arch.n_kp_enc}, but the patches propose {self.n_kp_total}: so many are the particles",
                 stacklevel=3,
             )
         # The priors' parameters, under the published checkpoints' names.
@@ -77,6 +84,7 @@ class ParticleModel(nn.Module):
         self._constant("obj_on_b_p", arch.obj_on_beta)
         self.fg_module = Foreground(arch)
         self.bg_module = Background(arch)
+        self.features_dim = self.bg_module.bg_cnn_enc.out_size  # side of the background encoder's map
 
     def _constant(self, name, value):
         self.register_buffer(name, torch.tensor(float(value)))
@@ -225,7 +233,10 @@ class ParticleModel(nn.Module):
                 F.interpolate(x, size=32, mode="bilinear", align_corners=False) for x in (target, decoded)
             )
         rec = reconstruction_loss(target, decoded, recon_loss_type, recon_loss_func)
-        return rec.unflatten(0, (len(x), -1)).sum(-1), rec.new_zeros(())
+        rec = rec.unflatten(0, (len(x), -1)).sum(-1)
+        # As published: zero times the image. What warm-up does not reach has a gradient of zero then instead of none,
+        # and Adam, which counts that as a step, makes the published ones afterwards.
+        return rec + 0 * output["rec"].mean(), rec.new_zeros(())
 
     def _static_elbo(self, x, output, stage, beta_kl, beta_rec, kl_balance, recon_loss_type, recon_loss_func):
         """DLPv2's loss (arXiv 2306.05957, section 3.1) as `calc_elbo` documents it. x: [B, C, H, W]."""
@@ -481,7 +492,8 @@ class ObjectDynamicsDLP(ParticleModel):
     ):
         super().__init__(fields_of(Architecture, {**locals(), "ch": cdim}))
         fields_of(PINTArchitecture, locals())  # raises where PINT cannot be built
-        self.timestep_horizon = timestep_horizon
+        self.timestep_horizon, self.predict_delta = timestep_horizon, predict_delta
+        self.pint_layers, self.pint_heads, self.pint_dim = pint_layers, pint_heads, pint_dim
         self.dyn_module = DynamicsDLP(
             learned_feature_dim,
             self.architecture.bg_feature_dim,

@@ -73,3 +73,13 @@ def weights_sha256(weights):
         digest.update(f"{name} {value.dtype} {list(value.shape)}\0".encode())
         digest.update(value.cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def calc_model_size(model):
+    """How large a model is: `n_params`, the number of its trainable parameters, and `size_mb`, the MiB that all its
+    parameters and buffers take, what they share counted once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return {
+        "n_params": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "size_mb": sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20,
+    }
