@@ -252,11 +252,12 @@ def test_truth_is_the_projection_of_the_motion(monkeypatch):
 
 
 def test_what_is_hidden_or_outside_is_not_in_camera(monkeypatch):
-    # Two balls cut by the frame's rim, the centre of one within it; a third beyond a cube, hidden by it, and before it.
+    # Two balls cut by the frame's rims, one with its centre within; a third above a cube, hidden behind it, before it.
     across = np.linspace(0, 8, 1601)
     inside = across[project(np.stack([across, 0 * across, 0 * across + 0.5], axis=-1))[:, 1] < 1].max()
-    scene = make_scene(("ball", inside - 0.1, 0), ("ball", inside + 0.1, 0), ("ball", 0, 0.75), ("cube", 0, 0))
+    scene = make_scene(("ball", inside - 0.1, 0), ("ball", -inside - 0.1, 0), ("ball", 0, 0.75), ("cube", 0, 0))
     assert truth_of(scene, monkeypatch)["in_camera"].tolist() == [[True, False, True, True]]
+    scene.positions[:2, 0] *= -1
     scene.sizes[2], scene.positions[2] = 0.1, (0, 0.6, 0.1)
     assert truth_of(scene, monkeypatch)["in_camera"].tolist() == [[True, False, False, True]]
     scene.positions[2] = (0, -0.6, 0.1)
