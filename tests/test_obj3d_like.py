@@ -22,6 +22,7 @@ from datasets.balls_ds import to_normalized
 from datasets.get_dataset import get_image_dataset, get_video_dataset
 from datasets.obj3d_like_preparation import COLORS, EYE, FIELD_OF_VIEW, TARGET, Scene, draw_scene, render, simulate
 from eval.eval_gen_metrics import measure_predictions
+from eval.image_metrics import ImageMetrics
 from tests.processes import group_is_gone, wait_until
 from utils.errors import UserError
 
@@ -312,9 +313,8 @@ def test_the_metric_position_sees_perfect_particles(made):
             # In another order than the objects'.
             return x, {"z_pos": to_normalized(positions, 32).flip(2), "z_obj_on": in_camera.flip(2).float()}
 
-    values = {"ds": "obj3d_like", "root": str(out), "image_size": 32, "device": "cpu", "num_workers": 0}
-    config = Config.load("obj3d_like").replace(**values)
-    sums = measure_predictions(Perfect(), torch.device("cpu"), config, 6, "test", 2, ["position"])
+    videos = get_video_dataset("obj3d_like", str(out), 1, "test", 32)
+    sums = measure_predictions(Perfect(), videos, ImageMetrics(()), 6, 2, position=True)
     seen = sum(truth["in_camera"][2:].sum(-1) for truth in truths.values())
     np.testing.assert_array_equal(sums["tracked"].count, seen)
     assert sums["tracked"].means() == [1] * 4 and max(sums["position_error"].means()) < 1e-3
