@@ -1,4 +1,4 @@
-"""The table of all configuration keys in docs/hyperparameters.md: ``python -m tests.hyperparameters`` writes it anew."""
+"""The table of keys in docs/hyperparameters.md: ``python -m tests.hyperparameters`` writes it anew."""
 
 import json
 
