@@ -183,7 +183,7 @@ class DLPTask(ParticleTask):
     def losses(self, model, batch, progress):
         x = scaled(batch[0])
         stage = training_stage(progress.epoch, self.config.warmup_epoch)
-        output = model(x, train_enc_prior=self.config.train_enc_prior, **stage)
+        output = model(x, train_enc_prior=self.config.train_enc_prior, alpha_masks=False, **stage)
         losses = self.model.calc_elbo(x, output, **self.elbo_options, **stage)
         return {**losses, **training_health(output)}
 
@@ -232,6 +232,7 @@ class DDLPTask(ParticleTask):
             train_enc_prior=config.train_enc_prior,
             num_static_frames=config.num_static_frames,
             pint_noise=config.pint_noise,
+            alpha_masks=False,
             **stage,
         )
         if with_dynamics:
