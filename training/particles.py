@@ -276,9 +276,10 @@ class DDLPTask(ParticleTask):
 
 
 def leaves_parameters_unused(config):
-    """Whether some training steps leave parameters without a gradient: PINT's before the dynamics are trained, all
-    others' once they alone are, the prior's where it is not trained."""
-    return config.start_dyn_epoch > 0 or config.dyn_only_epoch is not None or not config.train_enc_prior
+    """Whether some training steps leave parameters without a gradient: the background decoder's in warm-up, PINT's
+    before the dynamics are trained, all others' once they alone are, the prior's where it is not trained."""
+    alone = config.start_dyn_epoch > 0 or config.dyn_only_epoch is not None
+    return config.warmup_epoch > 0 or alone or not config.train_enc_prior
 
 
 # --------------------------------------------------------------------------------------------------------- the command
