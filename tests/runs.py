@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -21,14 +22,14 @@ from tests.balls import ROOT, SMALL, run_in
 from training.loop import TrainingLoop
 from utils import checkpoints
 
-# DLPv2 on drawn shapes: epochs of 4 steps, saved after every second and after each epoch.
+# DLPv2 on drawn shapes: epochs of 4 steps, saved after every third and after each epoch.
 SHAPES = {
     **{name: value for name, value in SMALL.items() if name != "animation_horizon"},
     "ds": "shapes",
     "num_epochs": 3,
     "use_correlation_heatmaps": False,
     "eval_im_metrics": False,
-    "checkpoint_freq": 2,
+    "checkpoint_freq": 3,
 }
 
 
@@ -93,6 +94,17 @@ def the_run(folder):
     """The one run in the folder."""
     (path,) = folder.glob("*_*dlp*")
     return (DiffusionRun if path.name.endswith("diffuse_ddlp") else Run).open(path)
+
+
+def run_script(monkeypatch, folder, script, *arguments):
+    """`python script arguments` in this process. Returns its exit status."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    try:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as ended:
+        return ended.code
+    return 0
 
 
 def refuse_download(*arguments, **options):

@@ -1,11 +1,8 @@
 """The training loop through DLPv2's command: exact resume, NaN, the run directory; checkpoints, batches and means."""
 
 import json
-import os
 import pickle
 import signal
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -19,7 +16,6 @@ from eval.image_metrics import ImageMetrics
 from models import ObjectDLP
 from rundir.run import Run
 from tests import runs
-from tests.balls import ROOT
 from tests.runs import (
     SHAPES,
     assert_same,
@@ -31,7 +27,7 @@ from tests.runs import (
     the_run,
     write_json,
 )
-from training import loop
+from training import loop, particles
 from training.batches import RunningMeans, ShuffledBatches
 from training.loop import TrainingError, TrainingLoop
 from training.particles import DLPTask, resume_command, training_stage
@@ -66,7 +62,7 @@ def measured(tmp_path_factory, config):
 @pytest.mark.parametrize(
     ("method", "iteration", "saved"),
     [
-        ("_step", 3, 2),  # after a save within the first epoch
+        ("_step", 3, 3),  # within the first epoch
         ("_step", 7, 6),
         ("_evaluate", 4, 4),  # an epoch that is finished but not evaluated
         ("_evaluate", 12, 12),  # the last one
@@ -122,7 +118,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path, config, monkeypatch)
 
     before(monkeypatch, "_step", 3, twice)
     assert exit_code(train, tmp_path, config) == -signal.SIGTERM
-    assert the_run(tmp_path).load_state()["progress"]["iteration"] == 2
+    assert the_run(tmp_path).load_state()["progress"]["iteration"] == 3
 
 
 def test_more_epochs_than_at_first(tmp_path, config, uninterrupted, capsys):
@@ -232,6 +228,9 @@ def test_training_from_python_returns_the_saved_model(tmp_path, config, monkeypa
     run = the_run(tmp_path)
     for weights in (checkpoints.load(run.weights_path()), run.load_state()["model"], run.load_model().state_dict()):
         assert_same(dict(model.state_dict()), dict(weights), "weights")
+    again = particles.train(DLPTask, run.config, run.path)  # nothing is left to do
+    assert not again.training
+    assert_same(dict(again.state_dict()), dict(model.state_dict()), "weights")
 
 
 def test_training_starts_from_the_weights_that_are_named(tmp_path, config, uninterrupted, monkeypatch):
@@ -337,7 +336,7 @@ def new_loop(folder, config, task_type=DLPTask):
 class DivergingTask(DLPTask):
     def losses(self, model, batch, progress):
         losses = super().losses(model, batch, progress)
-        if progress.iteration == 2:
+        if progress.iteration == 3:
             losses["loss_kl_scale"] = losses["loss_kl_scale"] * float("nan")
             losses["loss"] = losses["loss"] + losses["loss_kl_scale"]
         return losses
@@ -348,11 +347,11 @@ def test_a_nan_stops_with_step_and_term_and_keeps_the_last_good_checkpoint(tmp_p
     with pytest.raises(TrainingError) as error:
         diverging.fit(diverging.run)
     text = str(error.value)
-    for words in ("loss is nan", "loss_kl_scale is nan", "iteration 3", "epoch 0", f"--resume {diverging.run.path}"):
+    for words in ("loss is nan", "loss_kl_scale is nan", "iteration 4", "epoch 0", f"--resume {diverging.run.path}"):
         assert words in text
     assert "\n" not in text and "loss_rec" not in text and error.value.exit_status == 1
     state = diverging.run.load_state()
-    assert state["progress"]["iteration"] == 2
+    assert state["progress"]["iteration"] == 3
     assert all(torch.isfinite(value).all() for value in state["model"].values())
 
 
@@ -360,7 +359,7 @@ def test_a_nan_is_noticed_without_a_save(tmp_path, config, monkeypatch):
     """At the latest after `READ_INTERVAL` steps."""
     monkeypatch.setattr(loop, "READ_INTERVAL", 2)
     diverging = new_loop(tmp_path, {**config, "checkpoint_freq": 100}, DivergingTask)
-    with pytest.raises(TrainingError, match="iteration 3"):
+    with pytest.raises(TrainingError, match="iteration 4"):
         diverging.fit(diverging.run)
     assert diverging.progress.iteration == 4 and not diverging.run.state_path.exists()
 
@@ -503,7 +502,9 @@ def test_means_over_an_epoch_survive_a_save():
     assert other.means() == {"a": 3.0, "b": -1.0} and means.means() == {"a": 1.5, "b": -1.5}
 
 
-def test_the_script_starts_from_any_folder_and_stops_with_one_line(tmp_path):
-    command = [sys.executable, str(ROOT / "train_dlp.py"), "--resume", "missing"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ})
-    assert result.returncode == 2 and result.stderr == "error: missing: no such run directory\n"
+@pytest.mark.parametrize(
+    "script", [f"train_{kind}{several}.py" for kind in ("dlp", "ddlp") for several in ("", "_accelerate")]
+)
+def test_the_scripts_start_and_stop_with_one_line(script, tmp_path, monkeypatch, capsys):
+    assert runs.run_script(monkeypatch, tmp_path, script, "--resume", "missing") == 2
+    assert capsys.readouterr().err == "error: missing: no such run directory\n"
