@@ -56,7 +56,9 @@ def assert_gradients_close(model, name, expected, dtype):
     parameters = dict(model.named_parameters())
     entries = [entry["name"] for entry in golden.manifest(name)["parameters"] if entry.get("gradient", True)]
     gradients = [parameters[entry].grad for entry in entries]
-    norms = torch.stack([torch.zeros((), dtype=dtype, device=DEVICE) if grad is None else grad.norm() for grad in gradients])
+    norms = torch.stack(
+        [torch.zeros((), dtype=dtype, device=DEVICE) if grad is None else grad.norm() for grad in gradients]
+    )
     if dtype is torch.float32:
         assert_close(norms, expected, dtype, "gradient norms")
         return

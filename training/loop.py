@@ -9,6 +9,7 @@ on exactly as if it had not been.
 import math
 import signal
 import time
+import warnings
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -39,12 +40,14 @@ class TrainingError(UserError):
 
 @dataclass
 class Progress:
-    """Where training stands: finished epochs, batches done in this one, iterations in all; and an epoch's batches."""
+    """Where training stands: finished epochs, batches done in this one, iterations in all; an epoch's batches; and
+    whether an interval is finished that is not evaluated yet."""
 
     epoch: int = 0
     batch: int = 0
     iteration: int = 0
     epoch_length: int = 0
+    evaluation_due: bool = False
 
     def enter_next_epoch_if_due(self):
         if self.batch == self.epoch_length:
@@ -122,6 +125,7 @@ class TrainingLoop:
     def __init__(self, task, config, accelerator, resume_command):
         self.task, self.config, self.accelerator, self.resume_command = task, config, accelerator, resume_command
         self.run = None
+        self.clock = None  # when the interval's first step was done, and which it was
         self.best, self.means, self.interruption = {}, RunningMeans(), Interruption()
         set_seed(config.seed, device_specific=True)
         model = task.build_model()
@@ -149,11 +153,12 @@ class TrainingLoop:
         self.run = run
         for line in (f"run directory: {run.path}", *self.task.notes):
             self._say(line)
-        if self.task.end(self.progress) is not None:
-            self._say(self.task.end(self.progress))
+        progress = self.progress
+        if self.task.end(progress) is not None and not progress.evaluation_due:
+            self._say(self.task.end(progress))
         with self.interruption.watch():
-            while self.task.end(self.progress) is None:
-                if not self._train(self.task.interval(self.progress)):
+            while progress.evaluation_due or self.task.end(progress) is None:
+                if not progress.evaluation_due and not self._train(self.task.interval(progress)):
                     self._say(f"stopped at {self._position()}; go on with: {self.resume_command} {run.path}")
                     return False
                 self._finish_interval()
@@ -165,11 +170,12 @@ class TrainingLoop:
         loader = self._make_loader()
         self.model.train()
         self.batches.start_at(progress.epoch, progress.batch, interval.end - progress.iteration)
-        self.clock = None  # when the interval's first step was done, and which it was
+        self.clock = None
         for batch in self._with_progress_bar(loader, interval):
             self._step(batch)
             stop = self._stop_requested()
-            if stop or progress.iteration % save_every == 0 or progress.iteration == interval.end:
+            progress.evaluation_due = progress.iteration == interval.end
+            if stop or progress.iteration % save_every == 0 or progress.evaluation_due:
                 self.save_state()
             if stop:
                 return False
@@ -202,8 +208,12 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             self.run.save_figure(f"{self.run.name}_graph", loss_graph(self.run.records(), *self.task.graph))
         self._say(" ".join(f"{name} {value:.4g}" for name, value in record.items()))
-        self.scheduler.step()
+        with warnings.catch_warnings():
+            # Where a run goes on with an evaluation, PyTorch misses a step of the optimiser before.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            self.scheduler.step()
         progress.enter_next_epoch_if_due()
+        progress.evaluation_due = False
         self.means = RunningMeans()
         self.save_state()
 
