@@ -31,6 +31,8 @@ def draw_glimpses(glimpses, z, scale, obj_on, depth, height, width):
     [B, 1, height, width].
     """
     if z.device.type == "cpu" or (z.device.type == "cuda" and HAS_TRITON):
+        full = torch.promote_types(z.dtype, torch.float32)
+        z, scale, obj_on, depth = (x.to(full) for x in (z, scale, obj_on, depth))
         nearness = torch.sigmoid(-depth).squeeze(-1)
         sums = particle_sums(glimpses, z, scale, obj_on, nearness, height, width)
         normed = sums[:, 1:] / (sums[:, :1] + 1e-5)

@@ -1,5 +1,6 @@
 """DDLP's training through its command: run directory, stages, discount, exact resume."""
 
+import shutil
 from functools import partial
 
 import h5py
@@ -12,6 +13,7 @@ import train_dlp
 from configs.schema import Config
 from datasets import get_dataset
 from models import ObjectDynamicsDLP
+from modules.particles import BetaParams
 from tests import runs
 from tests.balls import SMALL
 from tests.runs import assert_same, assert_same_run, the_run, write_json
@@ -109,7 +111,7 @@ def test_the_dynamics_learn_from_their_epoch_on(start_dyn_epoch, config):
     loop = new_loop(config, start_dyn_epoch=start_dyn_epoch, num_epochs=1, warmup_epoch=0)
     loop.progress.iteration = 10**6
     loop.model.train()
-    losses = loop.task.losses(loop.model, next(iter(loop.loader)), loop.progress)
+    losses = loop.task.losses(loop.model, next(iter(loop._make_loader())), loop.progress)
     losses["loss"].backward()
     moved = {
         name.split(".")[0]
@@ -121,8 +123,8 @@ def test_the_dynamics_learn_from_their_epoch_on(start_dyn_epoch, config):
 
 @pytest.mark.parametrize(("epoch", "learning"), [(1, {"fg_module", "bg_module", "dyn_module"}), (2, {"dyn_module"})])
 def test_from_its_epoch_on_the_dynamics_learn_alone(epoch, learning, config):
-    loop = new_loop(config, dyn_only_epoch=2, num_epochs=4, warmup_epoch=0)
-    batch = next(iter(loop.loader))
+    loop = new_loop(config, dyn_only_epoch=2, num_epochs=4, warmup_epoch=0, dyn_particle_cache=False)
+    batch = next(iter(loop._make_loader()))
     loop.progress.iteration = 10**6
     for loop.progress.epoch in (2, epoch):  # also back from there, as when an earlier state is resumed
         loop.optimizer.zero_grad(set_to_none=True)
@@ -135,18 +137,97 @@ def test_from_its_epoch_on_the_dynamics_learn_alone(epoch, learning, config):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"warmup_epoch": 1}, {"start_dyn_epoch": 1}, {"dyn_only_epoch": 2}, {"train_enc_prior": False}],
+    [{}, {"start_dyn_epoch": 1}, {"dyn_only_epoch": 2}, {"train_enc_prior": False}],
     ids=str,
 )
 def test_several_processes_know_whether_parameters_go_unused(changes, config):
-    """Which they have to be told."""
-    loop = new_loop(config, **{"warmup_epoch": 0, **changes})
-    batch, unused = next(iter(loop.loader)), False
+    """Which they have to be told. Warm-up leaves none without a gradient."""
+    loop, unused = new_loop(config, **{"warmup_epoch": 1, **changes}), False
     for loop.progress.epoch in range(3):
+        batch = next(iter(loop._make_loader()))
         loop.optimizer.zero_grad(set_to_none=True)
         loop.task.losses(loop.model, batch, loop.progress)["loss"].backward()
         unused |= any(parameter.grad is None for parameter in loop.bare_model.parameters())
     assert leaves_parameters_unused(loop.config) is unused is bool(changes)
+
+
+# ---------------------------------------------------------------------------------- the dynamics on encoded particles
+
+ALONE = {"dyn_only_epoch": 1, "num_epochs": 3, "warmup_epoch": 0, "eval_im_metrics": False, "eval_epoch_freq": 9}
+
+
+def test_pints_gradient_is_that_of_the_whole_loss(config, tmp_path, monkeypatch):
+    """On the same particles, which are equal where no noise is drawn, and no map is scaled by the whole batch."""
+    root = str(shutil.copytree(config["root"], tmp_path / "data"))
+    config = {**config, "root": root, "use_correlation_heatmaps": False}
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    monkeypatch.setattr(BetaParams, "sample", lambda self, deterministic=False: self.a / (self.a + self.b))
+    norms = {}
+    for cached in (False, True):
+        loop = new_loop(config, dyn_particle_cache=cached, beta_dyn=0.3, discount_iterations=50, **ALONE)
+        loop.progress.epoch, loop.progress.iteration = 2, 11
+        batch = next(iter(loop._make_loader()))
+        losses = loop.task.losses(loop.model.eval(), batch, loop.progress)
+        losses["loss"].backward()
+        gradients = {name: p.grad for name, p in loop.bare_model.named_parameters() if p.grad is not None}
+        norms[cached] = losses["kl_dyn"], gradients
+    (kl, gradients), (kl_cached, gradients_cached) = norms[False], norms[True]
+    torch.testing.assert_close(kl_cached, kl)
+    assert gradients.keys() == gradients_cached.keys() and all(name.startswith("dyn_module.") for name in gradients)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradients_cached[name], gradient, rtol=1e-3, atol=1e-6 + 1e-4 * gradient.abs().max())
+
+
+def test_particles_are_encoded_once_and_drawn_anew(config, tmp_path, monkeypatch):
+    root = shutil.copytree(config["root"], tmp_path / "data")
+    encoded, encode = [], ObjectDynamicsDLP.encode_posterior
+
+    def noting(model, x, *others):
+        encoded.append(len(x))
+        return encode(model, x, *others)
+
+    monkeypatch.setattr(ObjectDynamicsDLP, "encode_posterior", noting)
+    run = train(tmp_path, {**config, "root": str(root)}, train_size=16, **ALONE)
+    assert encoded == [1, 16]  # a clip for the shapes, then all clips, in the first of the two epochs
+    first, *later = run.records()
+    assert "loss_rec" in first and all(record.keys() & {"loss_rec", "kl_dyn"} == {"kl_dyn"} for record in later)
+    loop = new_loop({**config, "root": str(root)}, **ALONE)
+    loop.progress.epoch, loop.progress.iteration = 1, 50
+    batch = next(iter(loop._make_loader()))
+    one, other = (loop.task.losses(loop.model, batch, loop.progress)["kl_dyn"].item() for _ in range(2))
+    assert one != other
+
+
+def test_dynamics_alone_go_on_exactly(config, tmp_path):
+    whole = train(tmp_path / "whole", config, **{**ALONE, "eval_epoch_freq": 1})
+    part = train(tmp_path / "part", config, **{**ALONE, "eval_epoch_freq": 1, "num_epochs": 2})
+    resume(part, num_epochs=3)
+    assert_same_run(part, whole)
+
+
+def test_noise_on_what_pint_sees(config, monkeypatch):
+    seen = []
+    loop = new_loop(config, pint_noise=0.5, **ALONE)
+    predict = loop.bare_model.dyn_module.predict
+    monkeypatch.setattr(loop.bare_model.dyn_module, "predict", lambda past: seen.append(past.z) or predict(past))
+    clip = next(iter(loop._make_loader()))[0] / 255
+    output = loop.model(clip, deterministic=True, pint_noise=0.5, num_static_frames=2)
+    noise = seen[0] - output["z"].unflatten(0, clip.shape[:2])[:, :-1]
+    assert 0.4 < noise.std() < 0.6 and abs(noise.mean()) < 0.1
+
+
+def test_bfloat16_learns_as_float32_does(config):
+    """A few steps of both, from the same weights and noise."""
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        loop = new_loop(config, precision=precision, warmup_epoch=0, lr=1e-3, adam_eps=1e-8)
+        for loop.progress.epoch in (1, 2):
+            for batch in loop._make_loader():
+                loop._step(batch)
+        assert all(parameter.dtype is torch.float32 for parameter in loop.bare_model.parameters())
+        losses[precision] = [row["loss"] for row in loop.means.read(loop.accelerator)]
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
 
 
 def test_a_step_minimises_the_elbo_of_the_configuration(config):
@@ -154,7 +235,7 @@ def test_a_step_minimises_the_elbo_of_the_configuration(config):
     weights = {"beta_kl": 0.3, "beta_rec": 2.0, "beta_dyn": 0.7, "beta_dyn_rec": 0.4, "kl_balance": 0.01}
     loop = new_loop(config, start_dyn_epoch=1, warmup_epoch=0, discount_iterations=9, num_epochs=3, **weights)
     loop.progress.epoch, loop.progress.iteration = 2, 8  # past the noisy epoch, 4 iterations with the dynamics
-    batch, model = next(iter(loop.loader)), loop.model.eval()
+    batch, model = next(iter(loop._make_loader())), loop.model.eval()
     torch.manual_seed(5)
     loss = loop.task.losses(model, batch, loop.progress)["loss"]
     torch.manual_seed(5)
@@ -171,7 +252,7 @@ def test_a_step_is_adams_of_the_configuration(config):
     """The first one, which by Adam's bias correction is lr * g / (|g| + eps), with weight decay in g."""
     loop = new_loop(config, lr=0.01, adam_eps=1e-3, weight_decay=0.1, adam_betas=[0.7, 0.8])
     start = [parameter.detach().clone() for parameter in loop.bare_model.parameters()]
-    loop._step(next(iter(loop.loader)))
+    loop._step(next(iter(loop._make_loader())))
     for first, parameter in zip(start, loop.bare_model.parameters(), strict=True):
         if parameter.grad is not None:
             g = parameter.grad + 0.1 * first

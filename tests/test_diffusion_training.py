@@ -490,7 +490,7 @@ def test_a_step_is_adams_with_the_clipped_gradient(ddlp, tmp_path, monkeypatch):
     loop.model.train()
     parameters = list(loop.bare_model.parameters())
     start = [p.detach().clone() for p in parameters]
-    loop._step(next(iter(loop.loader)))
+    loop._step(next(iter(loop._make_loader())))
     assert torch.cat([p.grad.flatten() for p in parameters]).norm() == pytest.approx(1, abs=1e-4)
     assert loop.means.read(loop.accelerator)[0]["grad_norm"] > 10
     for first, parameter in zip(start, parameters, strict=True):

@@ -69,6 +69,9 @@ class DiffusionTask(Task):
             tokens, _ = self.diffuse_ddlp.encode(tokens)
         return {"loss": model(self.diffuse_ddlp.normalization.normalize(tokens), self.diffuse_ddlp.mask)}
 
+    def kind_of_step(self, progress):
+        return ()
+
     def interval(self, progress):
         every = self.config.save_and_sample_every
         start = progress.iteration // every * every

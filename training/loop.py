@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from training.batches import RunningMeans, ShuffledBatches
+from training.graphs import GraphedSteps
 from utils import checkpoints
-from utils.device import autocast
+from utils.device import autocast, check_cuda_graphs
 from utils.errors import UserError
 from utils.plotting import loss_graph
 from utils.random_state import preserve_random_state, random_state, set_random_state
@@ -99,6 +100,10 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def kind_of_step(self, progress):
+        """What tells the current steps from others that run other operations: anything that can be compared."""
+
+    @abstractmethod
     def interval(self, progress):
         """The current `Interval`."""
 
@@ -118,8 +123,8 @@ class Task(ABC):
 class TrainingLoop:
     """Trains a `Task`'s model: `TrainingLoop(task, config, accelerator, resume_command).fit(run)`.
 
-    config: of it `seed`, `batch_size` and `precision` are read; resume_command: what a user types, before the run
-    directory, to go on with a run that was stopped. A run that goes on needs `resume(run)` before `fit(run)`.
+    config: of it `seed`, `batch_size`, `precision` and `cuda_graphs` are read; resume_command: what a user types,
+    before the run directory, to go on with a run that was stopped. A run that goes on needs `resume(run)` before `fit`.
     """
 
     def __init__(self, task, config, accelerator, resume_command):
@@ -138,6 +143,8 @@ class TrainingLoop:
             self.ema = EMA(self.bare_model, beta=beta, update_every=every, include_online_model=True)
         with accelerator.main_process_first():
             train_set, _ = task.train_set(Progress())
+        check_cuda_graphs(config, accelerator)
+        self.graphed_steps = GraphedSteps(self._gradients, self.optimizer) if config.cuda_graphs else None
         processes = accelerator.process_index, accelerator.num_processes
         self.batches = ShuffledBatches(len(train_set), config.batch_size, config.seed, *processes)
         self.progress = Progress(epoch_length=self.batches.num_batches)
@@ -183,10 +190,12 @@ class TrainingLoop:
 
     def _step(self, batch):
         self.progress.enter_next_epoch_if_due()
-        self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.accelerator.device, self.config.precision):
-            losses = self.task.losses(self.model, self._to_device(batch), self.progress)
-        self.accelerator.backward(losses["loss"])
+        batch = self._to_device(batch)
+        if self.graphed_steps:
+            losses = self.graphed_steps(self.task.kind_of_step(self.progress), batch, self.progress)
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
+            losses = self._gradients(batch, self.progress)
         if self.task.max_grad_norm is not None:
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.task.max_grad_norm)
             losses = {**losses, "grad_norm": norm}
@@ -199,6 +208,13 @@ class TrainingLoop:
         self.clock = self.clock or (time.perf_counter(), self.progress.iteration)
         if self.progress.iteration % READ_INTERVAL == 0:
             self._read_losses()
+
+    def _gradients(self, batch, progress):
+        """Compute the losses and all gradients; returns the losses."""
+        with autocast(self.accelerator.device, self.config.precision):
+            losses = self.task.losses(self.model, batch, progress)
+        self.accelerator.backward(losses["loss"])
+        return losses
 
     def _finish_interval(self):
         progress = self.progress

@@ -116,6 +116,9 @@ class ParticleTask(Task):
     def open_validation_set(self):
         """The data set to evaluate on."""
 
+    def kind_of_step(self, progress):
+        return tuple(training_stage(progress.epoch, self.config.warmup_epoch).values())
+
     def interval(self, progress):
         start = progress.iteration - progress.batch
         return Interval(f"epoch {progress.epoch}", start, start + progress.epoch_length)
@@ -242,6 +245,10 @@ class DDLPTask(ParticleTask):
         else:
             losses = self.model.calc_elbo_static(x, output, **self.elbo_options, **stage)
         return {**losses, **training_health(output)}
+
+    def kind_of_step(self, progress):
+        with_dynamics, alone = progress.epoch >= self.config.start_dyn_epoch, self._trains_dynamics_alone(progress)
+        return (*super().kind_of_step(progress), with_dynamics, alone)
 
     def _losses_of_dynamics(self, model, posterior, progress):
         """The loss of PINT alone on particles drawn from the posteriors of clips."""
