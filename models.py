@@ -137,7 +137,8 @@ class ParticleModel(nn.Module):
                 )
             frames.append(frame)
         posteriors, particles, glimpses = zip(*frames, strict=True)
-        proposals = proposals[:, [min(t, prior_frames - 1) for t in range(T)]]
+        repeated = proposals[:, -1:].expand(-1, T - prior_frames, -1, -1)
+        proposals = torch.cat([proposals, repeated], dim=1)
         return Encoding(proposals, Posterior.stack(posteriors), Particles.stack(particles), torch.stack(glimpses, 1))
 
     def _encode_background(self, x, encoding, stage, mask=None):
