@@ -397,8 +397,9 @@ def as_published(run, folder):
     return copy
 
 
-def test_a_published_directory_goes_on_with_the_seeds_random_state(stopped, tmp_path):
-    ends = []
+def test_a_published_directory_goes_on_with_the_seeds_random_state(stopped, tmp_path, monkeypatch):
+    ends, states = [], []
+    before(monkeypatch, "_step", STOP, lambda: states.append(torch.get_rng_state()))
     for name in ("first", "second"):
         run = as_published(stopped, tmp_path / name)
         torch.rand(7)
@@ -407,6 +408,8 @@ def test_a_published_directory_goes_on_with_the_seeds_random_state(stopped, tmp_
         ends.append(run.load_state())
     assert ends[0]["progress"]["iteration"] == STEPS and ends[0]["ema"]["step"] == STEPS
     assert_same(*ends, "model.pth")
+    torch.manual_seed(DIFFUSION["seed"])
+    assert torch.equal(states[0], torch.get_rng_state())
 
 
 def test_a_run_of_an_older_version_goes_on_exactly(stopped, trained, tmp_path):
