@@ -519,7 +519,7 @@ def test_samples_are_drawn_with_the_moving_average(ddlp, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("changes", "steps"),
-    [({}, 160), ({"particle_norm": "std", "loss_type": "l2"}, 160), ({"denoiser": "unet"}, 40)],
+    [({}, 160), ({"particle_norm": "std", "loss_type": "l2"}, 160), ({"denoiser": "unet"}, 24)],
     ids=["pint", "std", "unet"],
 )
 def test_the_loss_falls(changes, steps, ddlp, tmp_path):
