@@ -177,7 +177,7 @@ def exit_code(function, *arguments, **options):
 
 # ------------------------------------------------------------------------------------------------- several processes
 
-# Runs a training script with each list of arguments in turn, each in a folder of its own, as `python SCRIPT` does. RUN
+# Runs training scripts with their arguments in turn, each in a folder of its own, as `python SCRIPT` does. RUN
 # is the run in the folder; with SIGTERM@N process 1 alone gets that signal in the step after N. What each process ends
 # with is written beside the run.
 SCRIPT = """
@@ -200,24 +200,24 @@ def step_with_signal(loop, batch):
     step(loop, batch)
 
 TrainingLoop.fit, TrainingLoop._step = fit_and_keep, step_with_signal
-script, start, commands = sys.argv[1], os.getcwd(), json.loads(sys.argv[2])
-for folder, arguments in commands:
+root, start, commands = sys.argv[1], os.getcwd(), json.loads(sys.argv[2])
+for folder, script, *arguments in commands:
     os.chdir(Path(start) / folder)
     stop = next((int(each.removeprefix("SIGTERM@")) for each in arguments if each.startswith("SIGTERM@")), None)
     arguments = [each for each in arguments if not each.startswith("SIGTERM@")]
     sys.argv[1:] = [str(next(Path().glob("*_*dlp"))) if each == "RUN" else each for each in arguments]
-    runpy.run_path(script, run_name="__main__")
+    runpy.run_path(str(Path(root) / script), run_name="__main__")
 """
 
 
-def launch(folder, script, *commands):
-    """Run a training script on two processes for each of the commands, (folder, arguments). Returns the output."""
+def launch(folder, *commands):
+    """Run the commands, (folder, training script, *arguments), on two processes. Returns the output."""
     (folder / "script.py").write_text(SCRIPT)
-    for name, _ in commands:
+    for name, *_ in commands:
         (folder / name).mkdir(exist_ok=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = subprocess.run(
-        [*torchrun, "script.py", str(ROOT / script), json.dumps(commands)],
+        [*torchrun, "script.py", str(ROOT), json.dumps(commands)],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,

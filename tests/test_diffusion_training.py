@@ -24,7 +24,7 @@ from rundir.run import Run
 from tests import golden, runs
 from tests.balls import SMALL, make_run
 from tests.runs import DIFFUSION, assert_same, assert_same_run, before, no_figures, the_run
-from training.diffusion import DiffusionTask, diffusion_replaced, sample_grid, weights_sha256
+from training.diffusion import DiffusionTask, sample_grid, weights_sha256
 from training.loop import TrainingError, TrainingLoop
 from utils import checkpoints
 from utils.animation import generated_panel, side_by_side
@@ -397,8 +397,9 @@ def as_published(run, folder):
     return copy
 
 
-def test_a_published_directory_goes_on_with_the_seeds_random_state(stopped, tmp_path):
-    ends = []
+def test_a_published_directory_goes_on_with_the_seeds_random_state(stopped, tmp_path, monkeypatch):
+    ends, states = [], []
+    before(monkeypatch, "_step", STOP, lambda: states.append(torch.get_rng_state()))
     for name in ("first", "second"):
         run = as_published(stopped, tmp_path / name)
         torch.rand(7)
@@ -407,6 +408,8 @@ def test_a_published_directory_goes_on_with_the_seeds_random_state(stopped, tmp_
         ends.append(run.load_state())
     assert ends[0]["progress"]["iteration"] == STEPS and ends[0]["ema"]["step"] == STEPS
     assert_same(*ends, "model.pth")
+    torch.manual_seed(DIFFUSION["seed"])
+    assert torch.equal(states[0], torch.get_rng_state())
 
 
 def test_a_run_of_an_older_version_goes_on_exactly(stopped, trained, tmp_path):
@@ -499,19 +502,24 @@ def test_a_step_is_adams_with_the_clipped_gradient(ddlp, tmp_path, monkeypatch):
     assert all(p.grad is None for p in loop.task.diffuse_ddlp.ddlp.parameters())
 
 
-def test_the_average_is_in_the_models_place_only_for_a_while(ddlp, tmp_path):
-    loop = new_loop(tmp_path, ddlp)
-    model, average = loop.task.diffuse_ddlp, loop.ema.ema_model
-    trained = model.diffusion
-    with pytest.raises(ZeroDivisionError), diffusion_replaced(model, average) as sampled:
-        assert sampled is model and model.diffusion is average
+def test_samples_are_drawn_with_the_moving_average(ddlp, tmp_path, monkeypatch):
+    """Which is in the model's place only for a while, whatever happens."""
+    loop, drawn = new_loop(tmp_path, ddlp), []
+
+    def sample(model, count, horizon, seed, **others):
+        drawn.append((model.diffusion, model.diffusion.training, count, horizon, seed))
         raise ZeroDivisionError
-    assert model.diffusion is trained is loop.bare_model
+
+    monkeypatch.setattr(DiffuseDDLP, "sample", sample)
+    with pytest.raises(ZeroDivisionError):
+        loop._evaluate()
+    assert drawn == [(loop.ema.ema_model, False, 5, SMALL["animation_horizon"], DIFFUSION["seed"])]
+    assert loop.task.diffuse_ddlp.diffusion is loop.bare_model
 
 
 @pytest.mark.parametrize(
     ("changes", "steps"),
-    [({}, 160), ({"particle_norm": "std", "loss_type": "l2"}, 160), ({"denoiser": "unet"}, 40)],
+    [({}, 160), ({"particle_norm": "std", "loss_type": "l2"}, 160), ({"denoiser": "unet"}, 24)],
     ids=["pint", "std", "unet"],
 )
 def test_the_loss_falls(changes, steps, ddlp, tmp_path):

@@ -6,24 +6,47 @@ import train_diffuse_ddlp
 import train_dlp
 from eval.eval_gen_metrics import eval_ddlp_im_metric
 from tests import runs
-from tests.balls import SMALL
+from tests.balls import SMALL, make_data, make_run
 from tests.runs import SHAPES, assert_one_model, assert_same_run, launch, the_run, write_json
 from utils import checkpoints
 from utils.errors import UserError
 
 
-def test_two_processes_train_one_model_and_go_on_exactly(tmp_path):
-    """A signal to one of them stops both."""
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """A folder for each of several trainings on two processes. Returns the folder of these, and the output."""
+    folder = tmp_path_factory.mktemp("launched")
+    data = make_data(folder / "data")
+    for name in ("dlp", "ddlp", "diffusion"):
+        (folder / name).mkdir()
     changes = {"batch_size": 2, "num_epochs": 6, "eval_epoch_freq": 9, "checkpoint_freq": 100}
-    write_json(tmp_path, SHAPES, root=str(tmp_path / "data"), **changes)
-    new = ["-d", "../small.json"]
-    commands = ("whole", new), ("stopped", [*new, "SIGTERM@18"]), ("stopped", ["--resume", "RUN"])
-    output = launch(tmp_path, "train_dlp_accelerate.py", *commands)
-    whole, stopped = the_run(tmp_path / "whole"), the_run(tmp_path / "stopped")
+    write_json(folder / "dlp", SHAPES, root=str(folder / "shapes"), **changes)
+    write_json(folder / "ddlp", SMALL, root=data, eval_epoch_freq=2, val_size=None, dyn_only_epoch=1)
+    ddlp = make_run(folder, data)
+    changes = {"train_num_steps": 8, "save_and_sample_every": 4}
+    write_json(folder / "diffusion", runs.DIFFUSION, ds_root=data, ddlp_dir=str(ddlp.path), **changes)
+    dlp, diffusion = "train_dlp_accelerate.py", "train_diffuse_ddlp.py"
+    output = launch(
+        folder,
+        ("dlp/whole", dlp, "-d", "../small.json"),
+        ("dlp/stopped", dlp, "-d", "../small.json", "SIGTERM@18"),
+        ("dlp/stopped", dlp, "--resume", "RUN"),
+        ("ddlp", "train_ddlp_accelerate.py", "-d", "small.json"),
+        ("diffusion/whole", diffusion, "-c", "../small.json"),
+        ("diffusion/stopped", diffusion, "-c", "../small.json", "--train_num_steps", "6"),
+        ("diffusion/stopped", diffusion, "--resume", "RUN", "--train_num_steps", "8"),
+    )
+    return folder, output
+
+
+def test_two_processes_train_one_model_and_go_on_exactly(launched):
+    """A signal to one of them stops both."""
+    folder, output = launched
+    whole, stopped = the_run(folder / "dlp" / "whole"), the_run(folder / "dlp" / "stopped")
     # 16 images, 2 processes of 2 images
     assert [record["iteration"] for record in whole.records()] == [4, 8, 12, 16, 20, 24]
     assert (whole.path / "log.txt").read_text().count("epoch 0 iteration 4 ") == 1
-    assert_one_model(tmp_path / "whole", checkpoints.load(whole.weights_path()))
+    assert_one_model(folder / "dlp" / "whole", checkpoints.load(whole.weights_path()))
     line = "stopped at epoch 4, iteration 20; go on with: accelerate launch --config_file ./accel_conf.yml"
     assert output.count(f"{line} train_dlp_accelerate.py --resume {stopped.path.name}") == 1
     assert "resumed at epoch 4, iteration 20" in output
@@ -32,11 +55,10 @@ def test_two_processes_train_one_model_and_go_on_exactly(tmp_path):
         runs.resume(train_dlp.main, whole, num_epochs=7)
 
 
-def test_two_processes_train_and_measure_one_ddlp(tmp_path, balls_data):
-    write_json(tmp_path, SMALL, root=balls_data, eval_epoch_freq=2, val_size=None, dyn_only_epoch=1)
-    launch(tmp_path, "train_ddlp.py", (".", ["-d", "small.json"]))
-    run = the_run(tmp_path)
-    assert_one_model(tmp_path, checkpoints.load(run.weights_path()))
+def test_two_processes_train_and_measure_one_ddlp(launched, tmp_path):
+    folder = launched[0] / "ddlp"
+    run = the_run(folder)
+    assert_one_model(folder, checkpoints.load(run.weights_path()))
     assert [record["iteration"] for record in run.records()] == [2, 4]  # 16 clips, 2 processes of 4 clips
     # The four videos' metrics, two from each process, are those of one process alone.
     horizon, seen = SMALL["animation_horizon"], SMALL["cond_steps"]
@@ -48,18 +70,12 @@ def test_two_processes_train_and_measure_one_ddlp(tmp_path, balls_data):
     assert len(list(run.figures.glob("e1_traj_anim_*.gif"))) == 4
 
 
-def test_two_processes_train_one_diffusion_and_go_on_exactly(tmp_path, balls_data, run):
-    write_json(
-        tmp_path, runs.DIFFUSION, ds_root=balls_data, ddlp_dir=str(run.path), train_num_steps=8, save_and_sample_every=4
-    )
-    new = ["-c", "../small.json"]
-    commands = ("whole", new), ("stopped", [*new, "--train_num_steps", "6"])
-    commands += (("stopped", ["--resume", "RUN", "--train_num_steps", "8"]),)
-    output = launch(tmp_path, "train_diffuse_ddlp.py", *commands)
-    whole, stopped = the_run(tmp_path / "whole"), the_run(tmp_path / "stopped")
+def test_two_processes_train_one_diffusion_and_go_on_exactly(launched):
+    folder, output = launched
+    whole, stopped = (the_run(folder / "diffusion" / name) for name in ("whole", "stopped"))
     assert output.count("encoding the training clips of balls once") == 1
     state = whole.load_state()
-    assert_one_model(tmp_path / "whole", state["model"])
+    assert_one_model(folder / "diffusion" / "whole", state["model"])
     # 33 clips, 2 processes of 4: 4 steps an epoch
     assert [(record["step"], record["epoch"]) for record in whole.records()] == [(4, 0), (8, 1)]
     assert (whole.path / "log.txt").read_text().count(" step 4 ") == 1 and state["ema"]["step"] == 8

@@ -222,8 +222,10 @@ def test_the_best_weights_are_those_of_the_best_epoch(stopped, tmp_path, config,
 
 def test_training_from_python_returns_the_saved_model(tmp_path, config, monkeypatch):
     path = write_json(tmp_path, config, num_epochs=1, train_size=4)
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     monkeypatch.chdir(tmp_path)
     model = train_dlp.train_dlp(path)
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert type(model) is ObjectDLP and not any(module.training for module in model.modules())
     run = the_run(tmp_path)
     for weights in (checkpoints.load(run.weights_path()), run.load_state()["model"], run.load_model().state_dict()):
@@ -358,7 +360,7 @@ def test_a_nan_stops_with_step_and_term_and_keeps_the_last_good_checkpoint(tmp_p
 def test_a_nan_is_noticed_without_a_save(tmp_path, config, monkeypatch):
     """At the latest after `READ_INTERVAL` steps."""
     monkeypatch.setattr(loop, "READ_INTERVAL", 2)
-    diverging = new_loop(tmp_path, {**config, "checkpoint_freq": 100}, DivergingTask)
+    diverging = new_loop(tmp_path, {**config, "checkpoint_freq": 100, "train_size": 32}, DivergingTask)
     with pytest.raises(TrainingError, match="iteration 4"):
         diverging.fit(diverging.run)
     assert diverging.progress.iteration == 4 and not diverging.run.state_path.exists()
