@@ -147,12 +147,12 @@ def test_items(root, cache, recwarn):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mode": "training"}, "mode: 'training' is unknown; legal are train, val (or valid) and test"),
-        ({"mode": None}, "mode: None"),
+        ({"mode": "training"}, 'mode is "training"; legal: "train" or "val" or "valid" or "test"'),
+        ({"mode": None}, "mode is null"),
         ({"image_size": 0}, "image_size is 0; legal: a whole number of at least 1"),
-        ({"image_size": 4.0}, "image_size: 4.0"),
-        ({"sample_length": 0}, "sample_length: 0"),
-        ({"sample_length": True}, "sample_length: True"),
+        ({"image_size": 4.0}, "image_size is 4.0"),
+        ({"sample_length": 0}, "sample_length is 0"),
+        ({"sample_length": True}, "sample_length is true"),
         ({"sample_length": 4}, "sample_length: 4 frames are more than the 3 of an episode of {root}/train"),
         (
             {"sample_length": 3, "mode": "val"},

@@ -534,7 +534,7 @@ def test_traffic_refusals(tmp_path, recording, monkeypatch):
             f"--frames: {source} {said}"
         )
     for path, said in {
-        tmp_path / "x.npz": "--out is {}; legal: a file named *.npy",
+        tmp_path / "x.npz": '--out is "{}"; legal: a file named *.npy',
         recording / "readme 3.txt" / "x.npy": "{}: cannot be written: Not a directory",
     }.items():
         refused = refusal(traffic_preparation.main, "--frames", recording, "--out", path)

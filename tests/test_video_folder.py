@@ -21,7 +21,7 @@ import train_ddlp
 from configs import generate_config_file
 from configs.schema import Config
 from datasets import frame_cache, get_dataset, video_folder_ds
-from datasets.get_dataset import get_image_dataset, get_video_dataset
+from datasets.get_dataset import get_image_dataset, get_video_dataset, video_dataset
 from datasets.video_files import FrameFolder, VideoFile, natural_order
 from datasets.video_folder_ds import VideoFolderImages, VideoFolderVideos, find_splits, split_by_name
 from rundir.run import Run
@@ -573,8 +573,8 @@ def test_the_horizons_fit_the_shortest_video(root, tmp_path, shortest):
     assert config.timestep_horizon == min(10, shortest - 1) and config.animation_horizon == min(100, shortest)
     assert 1 <= config.cond_steps < config.animation_horizon
     assert config.batch_size == min(32, shortest + 1 - config.timestep_horizon)
-    assert len(train_ddlp.video_dataset(config, "train", config.timestep_horizon + 1)) >= config.batch_size
-    assert len(train_ddlp.video_dataset(config, "val", config.animation_horizon)) == 1
+    assert len(video_dataset(config, "train", config.timestep_horizon + 1)) >= config.batch_size
+    assert len(video_dataset(config, "val", config.animation_horizon)) == 1
 
 
 def test_the_loss_decides_its_weights(root, tmp_path):
@@ -676,4 +676,4 @@ def test_the_commands_of_the_page_have_the_options_that_it_names(capsys):
     keys = re.findall(r"^\| (`.*?`(?:, `.*?`)*) \|", text[text.index("## The keys") :], re.MULTILINE)
     assert len(keys) == 8
     for name in re.findall(r"`(\w+)`", " ".join(keys)):
-        assert name in Config("x").to_dict()
+        assert name in Config(ds="x").to_dict()
