@@ -45,13 +45,13 @@ METRICS = ("lpips", "ssim", "psnr")
 SMALLEST_VGG_IMAGE = 32  # the VGG loss reads the features behind the fifth pooling
 
 # The keys of the published files, in their order; the others follow in the order of the fields.
-PUBLISHED_KEYS = """ds root device batch_size lr kp_activation pad_mode load_model pretrained_path num_epochs n_kp
+_PUBLISHED = """ds root device batch_size lr kp_activation pad_mode load_model pretrained_path num_epochs n_kp
 recon_loss_type sigma beta_kl beta_rec patch_size topk n_kp_enc eval_epoch_freq learned_feature_dim n_kp_prior
 weight_decay kp_range warmup_epoch dropout iou_thresh anchor_s kl_balance image_size ch enc_channels prior_channels
 timestep_horizon predict_delta beta_dyn scale_std offset_std obj_on_alpha obj_on_beta beta_dyn_rec num_static_frames
 pint_layers pint_heads pint_dim run_prefix animation_horizon eval_im_metrics use_resblock scheduler_gamma adam_betas
 adam_eps train_enc_prior start_dyn_epoch cond_steps animation_fps use_correlation_heatmaps enable_enc_attn
-filtering_heuristic use_tracking""".split()
+filtering_heuristic use_tracking"""
 
 OVERRIDE = "override_"  # the argparse names of overrides, apart from those of a script's own options
 
@@ -214,7 +214,7 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
     @classmethod
     def keys(cls):
         entries = super().keys()
-        return {name: entries[name] for name in dict.fromkeys([*PUBLISHED_KEYS, *entries])}
+        return {name: entries[name] for name in dict.fromkeys([*_PUBLISHED.split(), *entries])}
 
     def check(self):
         Architecture.__post_init__(self)

@@ -12,6 +12,7 @@ import torch
 
 FOLDER = Path(__file__).parent / "golden"
 PUBLISHED = Path(__file__).parent / "published"
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 def arrays(name):
@@ -46,3 +47,14 @@ def state_dict(manifest, seed):
 def published(name):
     """A released configuration and its checkpoint's names and shapes: config, model, state_dict."""
     return json.loads((PUBLISHED / f"{name}.json").read_text())
+
+
+def assert_close(actual, expected, dtype, label):
+    """float64: within 1e-6 of the array's largest magnitude; float32: 95 % of the array within 3e-3 of it."""
+    actual = actual.detach().double().numpy()
+    assert actual.shape == expected.shape, label
+    error = np.abs(actual - expected) / max(np.abs(expected).max(), 1e-12)
+    if dtype is torch.float64:
+        assert error.max() < 1e-6, f"{label}: {error.max():.1e}"
+    else:
+        assert np.quantile(error, 0.95) < 3e-3, f"{label}: {np.quantile(error, 0.95):.1e}"

@@ -310,7 +310,7 @@ def test_an_architecture_may_be_what_a_configuration_may_not(shapes):
     changes = {"ch": 1, "patch_size": 32, "filtering_heuristic": "distance"}
     values = {**shapes, **changes}
     assert Architecture(**architecture_of(values)).num_proposals == 4 < values["n_kp_enc"]
-    with pytest.raises(UserError, match="pint_dim is 20; legal: .*pint_heads 8"):
+    with pytest.raises(UserError, match=r"pint_dim is 20; legal: .*pint_heads 8"):
         PINTArchitecture(pint_dim=20)
 
 
@@ -368,7 +368,7 @@ def test_load_lists_the_names_when_there_is_no_such_file(tmp_path):
 def test_load_of_a_directory_or_an_impossible_path(tmp_path):
     (tmp_path / "folder.json").mkdir()
     for path in (tmp_path / "folder.json", "x" * 300 + ".json", write(tmp_path / "file", b"") / "hparams.json"):
-        with pytest.raises(UserError, match="cannot be read|not found"):
+        with pytest.raises(UserError, match=r"cannot be read|not found"):
             Config.load(path)
 
 
@@ -476,7 +476,7 @@ def test_help_tells_meaning_legal_values_and_default():
     parser = argparse.ArgumentParser(prog="train")
     add_override_arguments(parser, exclude=("seed",))
     text = " ".join(parser.format_help().split())
-    for name in Config.keys():
+    for name in Config.keys():  # noqa: SIM118 (a method of ours)
         assert (f"--{name} VALUE" in text) == (name != "seed"), name
     assert "images or clips in a batch, for each process (an integer, at least 1; default 32)" in text
     assert "the data set, a name that datasets/get_dataset.py knows (a string" in text

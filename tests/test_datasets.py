@@ -390,7 +390,7 @@ def test_registry_refuses(registry):
         get_image_dataset("schapes", None)
     with pytest.raises(UserError, match=r'ds is "mine"; legal: .* images: balls, .*shapes'):
         get_image_dataset("mine", None)
-    with pytest.raises(UserError, match='ds is "shapes"; legal: .* videos: balls, clevrer, mine'):
+    with pytest.raises(UserError, match=r'ds is "shapes"; legal: .* videos: balls, clevrer, mine'):
         get_video_dataset("shapes", None)
     with pytest.raises(UserError, match="num_items is 0; legal"):
         get_video_dataset("mine", None, num_items=0)
