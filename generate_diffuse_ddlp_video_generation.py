@@ -15,6 +15,7 @@ from tqdm import tqdm
 from modules.diffusion_modules import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS, sampling_steps
 from rundir.diffusion_run import DiffusionRun
 from utils.animation import ANIMATION_FORMATS, generated_panel, save_animation, side_by_side
+from utils.device import add_device_arguments, device_of
 from utils.errors import UserError, run_command
 from utils.files import make_folder
 from utils.plotting import save_image
@@ -35,7 +36,7 @@ def parse_arguments(arguments=None):
     add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
     add("--format", choices=ANIMATION_FORMATS, help="of the animations (default: gif)")
     add("--checkpoint", metavar="FILE", help="weights (default: the run's saves/model.pth)")
-    add("--cpu", action="store_true", help="do not use a GPU")
+    add_device_arguments(parser)
     args = parser.parse_args(arguments)
     for option, value in (("-n/--num_videos", args.num_videos), ("-b/--batch_size", args.batch_size)):
         if value < 1:
@@ -54,7 +55,7 @@ def main(arguments=None):
     if horizon < run.config.diffuse_frames:
         raise UserError(f"--horizon is {horizon}; legal: diffuse_frames {run.config.diffuse_frames} or more")
     steps = sampling_steps(args.sampler, args.steps, run.config.diffusion_num_steps, "--steps")
-    model = run.load_model("cuda" if torch.cuda.is_available() and not args.cpu else "cpu", args.checkpoint)
+    model = run.load_model(device_of(args), args.checkpoint)
     make_folder(run.figures)
     # The noise of all videos is drawn at once, so that it does not depend on the batches; predicting and drawing the
     # frames is what takes memory.

@@ -11,7 +11,7 @@ import inspect
 import math
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -62,9 +62,16 @@ class ParticleModel(nn.Module):
     def __init__(self, architecture):
         super().__init__()
         arch = self.architecture = architecture
-        if arch.filtering_heuristic != "none" and arch.num_proposals < arch.n_kp_enc:
+        # What scripts read off a model, by the release's names.
+        for field in fields(Architecture):
+            setattr(self, field.name, getattr(arch, field.name))
+        self.cdim, self.bg_learned_feature_dim = arch.ch, arch.bg_feature_dim
+        self.num_patches, self.n_kp_total = arch.num_patches, arch.num_proposals
+        self.n_kp_prior = min(arch.n_kp_prior, self.n_kp_total)
+        self.obj_patch_size = arch.glimpse_size  # pixels
+        if arch.filtering_heuristic != "none" and self.n_kp_total < arch.n_kp_enc:
             warnings.warn(
-                f"n_kp_enc is {arch.n_kp_enc}, but the patches propose {arch.num_proposals}: so many are the particles",
+                f"n_kp_enc is {arch.n_kp_enc}, but the patches propose {self.n_kp_total}: so many are the particles",
                 stacklevel=3,
             )
         # The priors' parameters, under the published checkpoints' names.
@@ -77,6 +84,7 @@ class ParticleModel(nn.Module):
         self._constant("obj_on_b_p", arch.obj_on_beta)
         self.fg_module = Foreground(arch)
         self.bg_module = Background(arch)
+        self.features_dim = self.bg_module.bg_cnn_enc.out_size  # side of the background encoder's map
 
     def _constant(self, name, value):
         self.register_buffer(name, torch.tensor(float(value)))
@@ -225,7 +233,10 @@ class ParticleModel(nn.Module):
                 F.interpolate(x, size=32, mode="bilinear", align_corners=False) for x in (target, decoded)
             )
         rec = reconstruction_loss(target, decoded, recon_loss_type, recon_loss_func)
-        return rec.unflatten(0, (len(x), -1)).sum(-1), rec.new_zeros(())
+        rec = rec.unflatten(0, (len(x), -1)).sum(-1)
+        # As published: zero times the image. What warm-up does not reach has a gradient of zero then instead of none,
+        # and Adam, which counts that as a step, makes the published ones afterwards.
+        return rec + 0 * output["rec"].mean(), rec.new_zeros(())
 
     def _static_elbo(self, x, output, stage, beta_kl, beta_rec, kl_balance, recon_loss_type, recon_loss_func):
         """DLPv2's loss (arXiv 2306.05957, section 3.1) as `calc_elbo` documents it. x: [B, C, H, W]."""
@@ -481,7 +492,8 @@ class ObjectDynamicsDLP(ParticleModel):
     ):
         super().__init__(fields_of(Architecture, {**locals(), "ch": cdim}))
         fields_of(PINTArchitecture, locals())  # raises where PINT cannot be built
-        self.timestep_horizon = timestep_horizon
+        self.timestep_horizon, self.predict_delta = timestep_horizon, predict_delta
+        self.pint_layers, self.pint_heads, self.pint_dim = pint_layers, pint_heads, pint_dim
         self.dyn_module = DynamicsDLP(
             learned_feature_dim,
             self.architecture.bg_feature_dim,
@@ -514,15 +526,20 @@ class ObjectDynamicsDLP(ParticleModel):
         forward_dyn=True,
         train_enc_prior=True,
         num_static_frames=4,
+        pint_noise=0.0,
     ):
         """Encode, decode and predict.
 
-        x: clips [B, T + 1, C, H, W]; forward_dyn=False: without the dynamics, the frames as images of one batch;
-        num_static_frames: frames with proposals of their own; the rest as for `ObjectDLP.forward`, whose dict is
-        returned too, batch [B * (T + 1), ...], with, [B, T, ...], PINT's prediction for each frame but the first:
-        `mu_dyn` and `logvar_dyn` (position), `mu_*_dyn` and `logvar_*_dyn` of scale, depth, features and bg,
-        `obj_on_a_dyn` and `obj_on_b_dyn`.
+        x: clips [B, T + 1, C, H, W], or their `Posterior`, from which PINT alone predicts; forward_dyn=False: without
+        the dynamics, the frames as images of one batch; num_static_frames: frames with proposals of their own;
+        pint_noise: the standard deviation of noise on the positions that PINT sees; the rest as for
+        `ObjectDLP.forward`, whose dict is returned too, batch [B * (T + 1), ...], with, [B, T, ...], PINT's prediction
+        for each frame but the first: `mu_dyn` and `logvar_dyn` (position), `mu_*_dyn` and `logvar_*_dyn` of scale,
+        depth, features and bg, `obj_on_a_dyn` and `obj_on_b_dyn`.
         """
+        if isinstance(x, Posterior):
+            past = x.sample(deterministic).frames(slice(None, -1))
+            return prediction_dict(self._predict_noisily(past, pint_noise), "_dyn")
         stage = Stage(deterministic, warmup, noisy)
         self._check_clip(x, x_prior, self.timestep_horizon + 1 if forward_dyn else None)
         clip = x if forward_dyn else _as_images(x)
@@ -533,8 +550,22 @@ class ObjectDynamicsDLP(ParticleModel):
         output = {**encoding_dict(encoding), **decoding_dict(decoding)}
         if forward_dyn:
             past = encoding.particles.split_time(x.shape[1]).frames(slice(None, -1))
-            output |= prediction_dict(self.dyn_module.predict(past), "_dyn")
+            output |= prediction_dict(self._predict_noisily(past, pint_noise), "_dyn")
         return output
+
+    def encode_posterior(self, x, num_static_frames=4):
+        """The `Posterior` [B, T, ...] of clips [B, T, C, H, W], each frame tracked from a draw of the frame before, as
+        in training."""
+        self._check_clip(x)
+        encoding = self._encode_clip(x, Stage(), prior_frames=num_static_frames).merge_time()
+        self._encode_background(x.flatten(0, 1), encoding, Stage())
+        return encoding.posterior.split_time(x.shape[1])
+
+    def _predict_noisily(self, past, noise):
+        """PINT's `Prediction` from `Particles` whose positions get noise of that standard deviation first."""
+        if noise:
+            past = replace(past, z=past.z + noise * torch.randn_like(past.z))
+        return self.dyn_module.predict(past)
 
     def _check_clip(self, x, x_prior=None, num_frames=None):
         self._check_input(x, x_prior, dims=(5,))
@@ -682,9 +713,7 @@ class ObjectDynamicsDLP(ParticleModel):
         terms = {name: term.unflatten(0, (-1, num_static)).sum(1).mean() for name, term in terms.items()}
         kl = kl_dict(terms, kl_balance)
 
-        predicted = prediction_of(model_output).frames(slice(num_static - 1, None))
-        kl_dyn = dynamics_kl(posterior.frames(slice(num_static, None)), predicted, balance)
-        kl["kl_dyn"] = (discount * kl_dyn).sum(-1).mean()
+        kl["kl_dyn"] = self._dynamics_kl(posterior, model_output, dynamic_discount, balance, num_static)
         loss = (beta_rec * rec + beta_kl * kl["kl"] + beta_dyn * kl["kl_dyn"]) / num_frames
         return elbo_dict(loss, psnr, rec, kl, model_output, recon_loss_type)
 
@@ -712,6 +741,33 @@ class ObjectDynamicsDLP(ParticleModel):
             x.flatten(0, 1), model_output, stage, beta_kl, beta_rec, kl_balance, recon_loss_type, recon_loss_func
         )
         return {**losses, "kl_dyn": losses["kl"].new_zeros(())}
+
+    def calc_dynamics_loss(
+        self,
+        posterior,
+        model_output,
+        beta_dyn=1.0,
+        dynamic_discount=None,
+        balance=0.5,
+        num_static=4,
+        recon_loss_type="mse",
+    ):
+        """The share of `calc_elbo`'s loss that depends on PINT: `loss` and `kl_dyn`, a dict.
+
+        posterior: the `Posterior` [B, T + 1, ...] that `model_output`, `forward`'s dict, was made from; the rest as for
+        `calc_elbo`.
+        """
+        num_frames = posterior.z_base.shape[1]
+        num_static = min(num_static, num_frames)
+        kl_dyn = self._dynamics_kl(posterior, model_output, dynamic_discount, balance, num_static)
+        loss = beta_dyn * kl_dyn / num_frames
+        return {"loss": loss * VGG_LOSS_SCALE if recon_loss_type == "vgg" else loss, "kl_dyn": kl_dyn}
+
+    def _dynamics_kl(self, posterior, output, discount, balance, num_static):
+        """The dynamics' KL of the frames after the static ones, weighted by the discount: a scalar."""
+        predicted = prediction_of(output).frames(slice(num_static - 1, None))
+        kl = dynamics_kl(posterior.frames(slice(num_static, None)), predicted, balance)
+        return (self._discount(discount, kl.shape[1], kl) * kl).sum(-1).mean()
 
     def _discount(self, discount, count, like):
         """The weights of the `count` frames after the static ones, [count]."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from modules.architecture import Architecture, PINTArchitecture
 from modules.diffusion_modules import DEFAULT_SAMPLER, DEFAULT_STEPS, LOSSES, SAMPLERS, sampling_steps
+from utils.device import PRECISIONS
 from utils.errors import UserError
 from utils.files import read_json
 from utils.legal import (
@@ -195,6 +196,11 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
     dyn_only_epoch: int | None = key(
         None, "epoch from which the dynamics alone are trained, which takes less time; null: never", at_least(1)
     )
+    dyn_particle_cache: bool = key(True, "encode the training set once when the dynamics alone are trained")
+    pint_noise: float = key(0.0, "standard deviation of noise on the positions that PINT sees in training", at_least(0))
+    precision: str = key(
+        "float32", "of training: bfloat16 where it is safe, or float32 everywhere", one_of(*PRECISIONS)
+    )
     seed: int = key(0, "seed of the random numbers", SEED)
     num_workers: int = key(2, "processes that load data", at_least(0), resumable=True)
     metrics: tuple[str, ...] = key(METRICS, "the image metrics to measure", several_of(*METRICS), resumable=True)
@@ -271,6 +277,9 @@ class DiffuseConfig(BaseConfig):
     )
     ema_decay: float = key(0.995, "decay of the moving average of the weights", FRACTION)
     ema_update_every: int = key(10, "training steps between two updates of the moving average", at_least(1))
+    precision: str = key(
+        "float32", "of training: bfloat16 where it is safe, or float32 everywhere", one_of(*PRECISIONS)
+    )
     encode_on_the_fly: bool = key(False, "encode each batch anew, instead of the whole training set once")
     seed: int = key(0, "seed of the random numbers", SEED)
     num_workers: int = key(2, "processes that load data", at_least(0), resumable=True)

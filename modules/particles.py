@@ -29,6 +29,22 @@ class TensorTree:
     def detach(self):
         return self.map(Tensor.detach)
 
+    def pack(self):
+        """All tensors [B, T, ...] side by side: [B, T, n]; `unpack` takes them apart."""
+        return torch.cat([leaf.flatten(2) for leaf in self.leaves()], dim=-1)
+
+    def unpack(self, packed):
+        """A tree of the shapes of this one, but for B and T, from what `pack` gave: [B, T, n]."""
+        shapes = [leaf.shape[2:] for leaf in self.leaves()]
+        parts = iter(packed.split([shape.numel() for shape in shapes], dim=-1))
+        return self.map(lambda leaf: next(parts).unflatten(-1, leaf.shape[2:]) if leaf.dim() > 2 else next(parts))
+
+    def leaves(self):
+        """All tensors, in the order of the fields."""
+        found = []
+        self.map(lambda leaf: found.append(leaf) or leaf)
+        return found
+
     def merge_time(self):
         """[B, T, ...] -> [B * T, ...]"""
         return self.map(lambda x: x.flatten(0, 1))
@@ -194,6 +210,10 @@ class Posterior(TensorTree):
         """The position's distribution."""
         return Gaussian(self.z_base + self.offset.mean, self.offset.logvar)
 
+    def sample(self, deterministic=False):
+        """A draw, or the means, as `Particles`."""
+        return sample_particles(self, deterministic)
+
 
 @dataclass
 class Prediction(TensorTree):
@@ -208,14 +228,13 @@ class Prediction(TensorTree):
 
     def sample(self, deterministic=False):
         """A draw, or the means, as `Particles`."""
-        return Particles(
-            self.position.sample(deterministic),
-            self.scale.sample(deterministic),
-            self.depth.sample(deterministic),
-            self.obj_on.sample(deterministic),
-            self.features.sample(deterministic),
-            self.bg.sample(deterministic),
-        )
+        return sample_particles(self, deterministic)
+
+
+def sample_particles(distributions, deterministic):
+    """`Particles` drawn from a `Posterior` or a `Prediction`, or their means."""
+    names = ("position", "scale", "depth", "obj_on", "features", "bg")
+    return Particles(*(getattr(distributions, name).sample(deterministic) for name in names))
 
 
 def reparameterize(mu, logvar):

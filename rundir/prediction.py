@@ -9,6 +9,7 @@ from accelerate.utils import set_seed
 from configs.schema import CONFIG_DIR, Config
 from models import ObjectDynamicsDLP
 from rundir.run import Run
+from utils.device import add_device_arguments, device_of
 from utils.errors import UserError
 
 
@@ -45,7 +46,7 @@ def add_prediction_arguments(parser, horizon):
     parser.add_argument("--use_train", action="store_true", help="take the training set, not the test set")
     parser.add_argument("--sample", action="store_true", help="sample from the dynamics instead of taking their means")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples (default: 0)")
-    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    add_device_arguments(parser)
 
 
 def open_prediction(args, horizon=None):
@@ -59,7 +60,7 @@ def open_prediction(args, horizon=None):
         raise UserError(f"{run.path} is a run of kind {run.kind}; videos are predicted by one of kind ddlp")
     if args.prefix is not None:
         run.config = run.config.replace("--prefix", run_prefix=args.prefix)
-    device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
+    device = device_of(args)
     cond_steps = run.config.timestep_horizon if args.cond_steps == -1 else args.cond_steps
     if args.horizon is not None:
         horizon = args.horizon

@@ -1,9 +1,20 @@
 """What several test files share."""
 
+import os
+
 import pytest
 
 from tests.balls import make_data, make_run
 from tests.pretrained_weights import write_weight_files
+
+
+def pytest_addoption(parser):
+    parser.addoption("--gpu", action="store_true", help="let the tests see a GPU")
+
+
+def pytest_configure(config):
+    if not config.getoption("--gpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the numbers are those of the CPU, wherever the tests run
 
 
 @pytest.fixture(scope="session")

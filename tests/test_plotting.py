@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils import plotting
+from utils import plotting, util_func
 from utils.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -100,6 +100,16 @@ def test_colors_are_not_shared_state():
     assert plotting.particle_colors(3).sum() > 0
 
 
+def test_the_color_map_holds_the_colors_that_are_drawn():
+    colors = util_func.color_map(2)
+    assert colors.dtype == np.uint8 and colors.shape == (22, 3) and len(util_func.color_map()) == 1100
+    for k in (0, 21):
+        points = torch.full((22, 2), -9.0)
+        points[k] = 0.5
+        picture = util_func.plot_keypoints_on_image(points, torch.zeros(3, 9, 9), plot_numbers=False)
+        assert np.array_equal(picture[4, 4], colors[k])
+
+
 def test_confidence_is_minus_the_weighted_logvar_sum():
     logvar = torch.tensor([[[-1.0, -2.0], [3.0, 0.5]]])
     obj_on = torch.tensor([[0.5, 1.0]])
@@ -163,26 +173,28 @@ def test_scale_boxes_are_drawn_in_the_particles_colors():
     z = torch.tensor([[[-0.5, -0.5], [-0.45, -0.5], [0.5, 0.4]]] * 2)
     fraction = torch.tensor([[[0.31, 0.22], [0.31, 0.22], [0.22, 0.31]]] * 2)
     scores = torch.tensor([[1.0, 2.0, 3.0], [5.0, 4.0, 0.5]])
-    pictures = plotting.plot_bb_on_image_batch_from_z_scale_nms(
+    pictures, kept = plotting.plot_bb_on_image_batch_from_z_scale_nms(
         z, torch.logit(fraction), images, scores, iou_thresh=0.5, hard_thresh=0.7
     )
+    assert [indices.tolist() for indices in kept] == [[2, 1], [0]]
     boxes, colors = plain_boxes(z, fraction, 40), plotting.particle_colors(3)
     expected = outline(boxes[0, 2].tolist(), colors[2], outline(boxes[0, 1].tolist(), colors[1], images[0]))
     assert torch.equal(pictures[0], expected)
     assert torch.equal(pictures[1], outline(boxes[1, 0].tolist(), colors[0], images[1]))
-    again = plotting.plot_bb_on_image_batch_from_z_scale_nms(
+    again, kept = plotting.plot_bb_on_image_batch_from_z_scale_nms(
         z, fraction, images, scores, hard_thresh=0.7, max_imgs=1, scale_normalized=True
     )
-    assert torch.equal(again, pictures[:1])
+    assert torch.equal(again, pictures[:1]) and len(kept) == 1
 
 
 def test_box_sides_beyond_the_image_are_drawn_on_its_border():
     images = torch.zeros(1, 3, 20, 20)
     z = torch.tensor([[[-1.0, 0.0], [3.0, 3.0]]])
     fraction = torch.full((1, 2, 2), 0.5)
-    picture = plotting.plot_bb_on_image_batch_from_z_scale_nms(
+    picture, kept = plotting.plot_bb_on_image_batch_from_z_scale_nms(
         z, fraction, images, torch.ones(1, 2), scale_normalized=True
     )
+    assert kept[0].tolist() == [0, 1]
     assert torch.equal(picture[0], outline([5, 0, 15, 5], plotting.particle_colors(1)[0], images[0]))
 
 
@@ -193,12 +205,54 @@ def test_mask_boxes_are_drawn_once_per_object():
     masks[0, 1, 0, 2:10, 3:11] = 0.8
     masks[0, 3, 0, 12:18, 13:19] = 0.7
     scores = torch.tensor([[1.0, 3.0, 9.0, 2.0]])
-    picture = plotting.plot_bb_on_image_batch_from_masks_nms(masks, images, scores)
+    picture, kept = plotting.plot_bb_on_image_batch_from_masks_nms(masks, images, scores)
+    assert [indices.tolist() for indices in kept] == [[1, 3]]  # 0 is suppressed, 2 has no mask
     colors = plotting.particle_colors(4)
     expected = outline([13, 12, 18, 17], colors[3], outline([3, 2, 10, 9], colors[1], images[0]))
     assert torch.equal(picture[0], expected)
-    dropped = plotting.plot_bb_on_image_batch_from_masks_nms(masks, images, scores, hard_thresh=4.0)
-    assert torch.equal(dropped, images)
+    dropped, kept = plotting.plot_bb_on_image_batch_from_masks_nms(masks, images, scores, hard_thresh=4.0)
+    assert torch.equal(dropped, images) and len(kept[0]) == 0
+
+
+def test_boxes_in_images_that_are_not_square():
+    z, z_scale = 2 * random(7, 2) - 1, 4 * random(7, 2, seed=1) - 3
+    boxes = util_func.get_bb_from_z_scale(z, z_scale, 50, 30)
+    across, down = (plain_boxes(z[None], torch.sigmoid(z_scale)[None], side)[0] for side in (50, 30))
+    assert torch.equal(boxes, torch.stack([across[:, 0], down[:, 1], across[:, 2], down[:, 3]], dim=-1))
+    assert torch.equal(util_func.get_bb_from_z_scale(z, torch.sigmoid(z_scale), 50, 30, scale_normalized=True), boxes)
+
+
+def test_mask_boxes_in_an_image_of_another_size():
+    masks = (random(2, 3, 1, 8, 10) > 0.95).double()
+    masks[1, 2] = 0
+    boxes = util_func.get_bb_from_masks_batch(masks, 30, 12)
+    for b in range(2):
+        for k in range(3):
+            ys, xs = np.nonzero(masks[b, k, 0].numpy())
+            corners = (xs.min() * 3, ys.min() * 1.5, xs.max() * 3, ys.max() * 1.5) if len(ys) else (0, 0, 0, 0)
+            assert boxes[b, k].tolist() == [int(corner) for corner in corners]
+
+
+def test_boxes_and_dots_of_one_image_are_those_of_a_batch():
+    images, output = random(2, 3, 32, 32), model_output(n=2)
+    z, z_scale, masks, scores = output["z_base"], output["z_scale"], output["alpha_masks"], random(2, 4)
+    singles = [
+        util_func.plot_bb_on_image_from_z_scale_nms(z[1], z_scale[1], images[1], scores[1], hard_thresh=0.2),
+        util_func.plot_bb_on_image_from_masks_nms(masks[1], images[1], scores[1], hard_thresh=0.2),
+        (util_func.plot_keypoints_on_image(z[1], images[1], radius=2, kp_range=(-1, 1)), torch.arange(4)),
+    ]
+    batches = [
+        util_func.plot_bb_on_image_batch_from_z_scale_nms(z, z_scale, images, scores, hard_thresh=0.2),
+        util_func.plot_bb_on_image_batch_from_masks_nms(masks, images, scores, hard_thresh=0.2),
+        (
+            util_func.plot_keypoints_on_image_batch(z, images, radius=2, kp_range=(-1, 1), plot_numbers=True),
+            [None, torch.arange(4)],
+        ),
+    ]
+    for (picture, kept), (pictures, kept_in_batch) in zip(singles, batches, strict=True):
+        assert picture.dtype == np.uint8 and picture.shape == (32, 32, 3) and picture.flags.c_contiguous
+        assert np.array_equal(picture, np.rint(pictures[1].permute(1, 2, 0).numpy() * 255))
+        assert len(kept) > 0 and torch.equal(kept, kept_in_batch[1])
 
 
 # Keypoints
@@ -267,6 +321,23 @@ def test_small_glimpses_are_enlarged():
     cropped, decoded = random(2, 3, 8, 8), random(2, 3, 8, 8, seed=1)
     picture = plotting.plot_glimpses(cropped, decoded)
     assert torch.equal(picture[:, 69:133, 72:136], enlarge(decoded[1:], 8)[0])
+
+
+@pytest.mark.parametrize("name", ["folder", "folder/picture.png"])
+def test_glimpses_are_shown_with_their_transparency(name, tmp_path):
+    glimpses = random(10, 4, 64, 64)
+    (tmp_path / "folder").mkdir()
+    util_func.plot_glimpse_obj_on(glimpses, torch.linspace(0, 1, 10)[:, None], str(tmp_path / name))
+    (path,) = (tmp_path / "folder").iterdir()
+    picture = iio.imread(path)
+    assert picture.shape == (4 + 2 * (64 + 22 + 4), 4 + 8 * (64 + 4), 3)  # rows of eight, text below each
+    for k, (row, column) in {1: (0, 1), 9: (1, 1)}.items():
+        y, x = 4 + row * 90, 4 + column * 68
+        colours = np.rint(glimpses[k, 1:].permute(1, 2, 0).numpy() * 255)
+        assert np.abs(picture[y : y + 64, x : x + 64] - colours).max() <= 1
+        assert (picture[y + 64 : y + 86, x : x + 64] < 100).any()
+    # 0.00 and 1.00 are written in different pixels.
+    assert not np.array_equal(picture[68:90, 4:68], picture[158:180, 72:136])
 
 
 def test_segmentation_has_each_particles_color_over_grey():
@@ -393,8 +464,8 @@ def test_inputs_keep_their_values_and_may_carry_gradients():
     drawn = [
         picture,
         plotting.plot_keypoints_on_image_batch(z, images, kp_range=(-1, 1)),
-        plotting.plot_bb_on_image_batch_from_z_scale_nms(z, output["z_scale"], images, output["obj_on"]),
-        plotting.plot_bb_on_image_batch_from_masks_nms(masks, images, output["obj_on"]),
+        plotting.plot_bb_on_image_batch_from_z_scale_nms(z, output["z_scale"], images, output["obj_on"])[0],
+        plotting.plot_bb_on_image_batch_from_masks_nms(masks, images, output["obj_on"])[0],
         plotting.plot_segmentation(masks, images),
         plotting.plot_glimpses(images, output["rec"]),
     ]
@@ -410,6 +481,18 @@ def test_images_with_channels_last_are_not_drawn_on():
     before = images.clone()
     picture = plotting.plot_keypoints_on_image_batch(torch.full((2, 1, 2), 0.5), images, radius=3)
     assert torch.equal(images, before) and not torch.equal(picture, before)
+
+
+# Models
+
+
+def test_a_models_size():
+    model = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.BatchNorm1d(5).double())
+    model[0].bias.requires_grad_(False)
+    expected = {"n_params": 35 + 10, "size_mb": ((35 + 5) * 4 + (10 + 10 + 1) * 8) / 1024**2}
+    assert util_func.calc_model_size(model) == pytest.approx(expected)
+    model.append(model[0])
+    assert util_func.calc_model_size(model) == pytest.approx(expected)
 
 
 # Files

@@ -1,7 +1,6 @@
 """The task of training DiffuseDDLP: it counts steps, on particles that were encoded before, with a moving average of
 the weights, from which samples are drawn now and then."""
 
-import hashlib
 from contextlib import contextmanager
 from functools import cached_property, partial
 
@@ -14,7 +13,9 @@ from datasets.get_dataset import get_video_dataset
 from datasets.particle_cache import cached_tokens, data_fingerprint
 from models import DiffuseDDLP
 from training.loop import Interval, Task
+from utils import checkpoints
 from utils.animation import Panel, generated_panel, save_animation, side_by_side
+from utils.device import make_adam
 from utils.errors import UserError
 from utils.random_state import preserve_random_state
 
@@ -40,24 +41,26 @@ class DiffusionTask(Task):
         self.diffuse_ddlp = DiffuseDDLP.from_config(config, ddlp_config, ddlp).to(accelerator.device)
         self.ema = (config.ema_decay, config.ema_update_every)
         self.save_every = config.save_and_sample_every
-        # Tokens are in memory: other processes would only cost time.
-        self.num_workers = config.num_workers if config.encode_on_the_fly else 0
+        self.items = None  # clips, or their tokens
 
     def build_model(self):
         return self.diffuse_ddlp.diffusion
 
     def make_optimizer(self, model):
-        return torch.optim.Adam(model.parameters(), self.config.lr, betas=(0.9, 0.99)), 1.0
+        return make_adam(model.parameters(), self.config.lr, (0.9, 0.99)), 1.0
 
-    def train_set(self):
-        with preserve_random_state():
-            tokens = None if self.config.encode_on_the_fly else self._cached_tokens()
-            if self.run is None:
-                blocks = self._encode() if tokens is None else tokens.blocks(ENCODED_AT_ONCE)
-                self.diffuse_ddlp.normalization.fit(self._with_progress_bar(blocks))
-            else:
-                self.run.load_stats(self.diffuse_ddlp.normalization, self.identity)
-        return self.clips if tokens is None else tokens
+    def train_set(self, progress):
+        on_the_fly = self.config.encode_on_the_fly
+        if self.items is None:
+            with preserve_random_state():
+                self.items = self.clips if on_the_fly else self._cached_tokens()
+                if self.run is None:
+                    blocks = self._encode() if on_the_fly else self.items.blocks(ENCODED_AT_ONCE)
+                    self.diffuse_ddlp.normalization.fit(self._with_progress_bar(blocks))
+                else:
+                    self.run.load_stats(self.diffuse_ddlp.normalization, self.identity)
+        # Tokens are in memory: other processes would only cost time.
+        return self.items, self.config.num_workers if on_the_fly else 0
 
     def losses(self, model, batch, progress):
         tokens = batch[0]
@@ -107,7 +110,7 @@ class DiffusionTask(Task):
     def identity(self):
         """What the particles of the training set belong to: a dict."""
         return {
-            "ddlp_sha256": weights_sha256(self.diffuse_ddlp.ddlp),
+            "ddlp_sha256": checkpoints.weights_sha256(self.diffuse_ddlp.ddlp.state_dict()),
             "ds": self.config.ds,
             "image_size": self.diffuse_ddlp.ddlp_config.image_size,
             "diffuse_frames": self.config.diffuse_frames,
@@ -159,15 +162,6 @@ def sample_grid(videos, diffuse_frames):
         one = generated_panel(videos[:1, t - 1], diffuse_frames, first=t)
         panels.append(Panel(videos[:, t - 1], one.labels * len(videos), one.colors * len(videos)))
     return torch.from_numpy(np.concatenate(side_by_side(panels))).permute(2, 0, 1) / 255
-
-
-def weights_sha256(module):
-    """The SHA-256 of a module's weights: of their names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {list(value.shape)}\0".encode())
-        digest.update(value.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 @contextmanager

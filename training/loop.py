@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from training.batches import RunningMeans, ShuffledBatches
 from utils import checkpoints
+from utils.device import autocast
 from utils.errors import UserError
 from utils.plotting import loss_graph
 from utils.random_state import preserve_random_state, random_state, set_random_state
@@ -62,15 +63,14 @@ class Task(ABC):
     """What is special about training one kind of model; the loop calls nothing else.
 
     bar: the loss terms that the progress bar shows; graph: panels and horizontal axis of the figure of losses, for
-    `loss_graph`; notes: lines to tell the user when training starts; num_workers: processes that load data;
-    save_every: iterations between two saves; max_grad_norm: the gradient's norm is clipped at this; ema: decay and
-    interval of a moving average of the weights, or None.
+    `loss_graph`; notes: lines to tell the user when training starts; save_every: iterations between two saves;
+    max_grad_norm: the gradient's norm is clipped at this; ema: decay and interval of a moving average of the weights,
+    or None.
     """
 
     bar: tuple
     graph: tuple
     notes = ()
-    num_workers: int
     save_every: int
     max_grad_norm = None
     ema = None
@@ -84,8 +84,9 @@ class Task(ABC):
         """The optimiser, and the factor of its learning rate after every interval."""
 
     @abstractmethod
-    def train_set(self):
-        """A `torch.utils.data.Dataset`."""
+    def train_set(self, progress):
+        """The `torch.utils.data.Dataset` of the current interval, always of the same length, and how many processes
+        load it."""
 
     @abstractmethod
     def losses(self, model, batch, progress):
@@ -114,8 +115,8 @@ class Task(ABC):
 class TrainingLoop:
     """Trains a `Task`'s model: `TrainingLoop(task, config, accelerator, resume_command).fit(run)`.
 
-    config: of it `seed` and `batch_size` are read; resume_command: what a user types, before the run directory, to go
-    on with a run that was stopped. A run that goes on needs `resume(run)` before `fit(run)`.
+    config: of it `seed`, `batch_size` and `precision` are read; resume_command: what a user types, before the run
+    directory, to go on with a run that was stopped. A run that goes on needs `resume(run)` before `fit(run)`.
     """
 
     def __init__(self, task, config, accelerator, resume_command):
@@ -132,17 +133,10 @@ class TrainingLoop:
             beta, every = task.ema
             self.ema = EMA(self.bare_model, beta=beta, update_every=every, include_online_model=True)
         with accelerator.main_process_first():
-            train_set = task.train_set()
+            train_set, _ = task.train_set(Progress())
         processes = accelerator.process_index, accelerator.num_processes
         self.batches = ShuffledBatches(len(train_set), config.batch_size, config.seed, *processes)
         self.progress = Progress(epoch_length=self.batches.num_batches)
-        self.loader = DataLoader(
-            train_set,
-            batch_sampler=self.batches,
-            num_workers=task.num_workers,
-            pin_memory=accelerator.device.type == "cuda",
-            generator=torch.Generator(),  # starting an interval draws from it, not from the model's generator
-        )
 
     @property
     def bare_model(self):
@@ -168,10 +162,11 @@ class TrainingLoop:
     def _train(self, interval):
         """The rest of an interval. Returns False if a signal stopped it. Either way the state is saved at its end."""
         progress, save_every = self.progress, self.task.save_every
+        loader = self._make_loader()
         self.model.train()
         self.batches.start_at(progress.epoch, progress.batch, interval.end - progress.iteration)
         self.clock = None  # when the interval's first step was done, and which it was
-        for batch in self._progress_bar(interval):
+        for batch in self._with_progress_bar(loader, interval):
             self._step(batch)
             stop = self._stop_requested()
             if stop or progress.iteration % save_every == 0 or progress.iteration == interval.end:
@@ -183,7 +178,8 @@ class TrainingLoop:
     def _step(self, batch):
         self.progress.enter_next_epoch_if_due()
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.task.losses(self.model, self._to_device(batch), self.progress)
+        with autocast(self.accelerator.device, self.config.precision):
+            losses = self.task.losses(self.model, self._to_device(batch), self.progress)
         self.accelerator.backward(losses["loss"])
         if self.task.max_grad_norm is not None:
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.task.max_grad_norm)
@@ -283,10 +279,20 @@ class TrainingLoop:
 
     # ------------------------------------------------------------------------------------------------------- chores
 
-    def _progress_bar(self, interval):
+    def _make_loader(self):
+        train_set, num_workers = self.task.train_set(self.progress)
+        return DataLoader(
+            train_set,
+            batch_sampler=self.batches,
+            num_workers=num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # starting an interval draws from it, not from the model's generator
+        )
+
+    def _with_progress_bar(self, loader, interval):
         """The loader's batches under a progress bar."""
         self.bar = tqdm(
-            self.loader,
+            loader,
             desc=interval.name,
             initial=self.progress.iteration - interval.start,
             total=interval.end - interval.start,
@@ -310,7 +316,7 @@ class TrainingLoop:
                 raise TrainingError(f"{', '.join(wrong)} at {place}; {self._last_good()}")
         if self.means.count:
             means = self.means.means()
-            self.bar.set_postfix({name: f"{means[name]:.3g}" for name in self.task.bar}, refresh=False)
+            self.bar.set_postfix({name: f"{means[name]:.3g}" for name in self.task.bar if name in means}, refresh=False)
 
     def _speed(self):
         """Steps per second since the interval's first step, if there were more."""

@@ -5,10 +5,12 @@ from abc import abstractmethod
 from functools import cached_property
 
 import torch
+from torch.utils.data import DataLoader
 
 from configs.schema import OVERRIDE, Config, add_override_arguments, overrides_from
 from datasets.episodes import scaled
 from datasets.get_dataset import first_frames, image_dataset, video_dataset
+from datasets.particle_cache import cached_tokens, data_fingerprint
 from eval.eval_gen_metrics import measure_predictions, measure_reconstructions, report, summarise
 from eval.eval_model import animate_predictions, draw_ddlp, draw_dlp, mean_elbo
 from eval.image_metrics import available_metrics
@@ -16,13 +18,15 @@ from modules.particles import VISIBLE
 from rundir.run import MODELS, Run
 from training.loop import Interval, Task, TrainingLoop
 from utils import checkpoints
-from utils.device import make_accelerator
+from utils.device import make_accelerator, make_adam
 from utils.errors import UserError
 from utils.loss_functions import VGGDistance
 from utils.plotting import LOSS_PANELS
+from utils.random_state import preserve_random_state
 
 FIGURE_ITEMS = 8  # training items that the figures show, at most
 ANIMATIONS = 5  # of DDLP's predictions, per evaluation
+ENCODED_AT_ONCE = 32  # clips; not the batch size, so that the particles do not depend on it
 
 # ------------------------------------------------------------------------------------- stages, from the progress alone
 
@@ -33,14 +37,14 @@ def training_stage(epoch, warmup_epoch):
     return {"warmup": epoch < warmup_epoch, "noisy": epoch < warmup_epoch + 1}
 
 
-def dynamic_discount(progress, config):
+def dynamic_discount(progress, config, device=None):
     """The weights of the frames after the static ones, [T - num_static_frames + 1], 0..1: they rise with the iterations
     since the dynamics are trained, those of later frames more slowly."""
     horizon = config.timestep_horizon
     length = max(config.warmup_epoch, 1) * max(config.discount_iterations, progress.epoch_length)
     step = max(length // horizon, 1)
     iterations = progress.iteration - config.start_dyn_epoch * progress.epoch_length
-    weights = iterations / (step * torch.arange(1, horizon + 1))
+    weights = iterations / (step * torch.arange(1, horizon + 1, device=device))
     return weights.clamp(max=1.0)[: max(horizon - config.num_static_frames + 1, 0)]
 
 
@@ -69,7 +73,8 @@ class ParticleTask(Task):
 
     def __init__(self, config, accelerator):
         self.config, self.accelerator = config, accelerator
-        self.num_workers, self.save_every = config.num_workers, config.checkpoint_freq
+        self.save_every = config.checkpoint_freq
+        self.training_items = self.validation_items = None
         metrics = config.metrics if config.eval_im_metrics else ()
         recon_loss_func = None
         if config.recon_loss_type == "vgg":
@@ -88,18 +93,20 @@ class ParticleTask(Task):
         }
 
     def build_model(self):
-        return MODELS[self.kind].from_config(self.config)
+        self.model = MODELS[self.kind].from_config(self.config)
+        return self.model
 
     def make_optimizer(self, model):
         config = self.config
-        adam = torch.optim.Adam(model.parameters(), config.lr, config.adam_betas, config.adam_eps, config.weight_decay)
+        adam = make_adam(model.parameters(), config.lr, config.adam_betas, config.adam_eps, config.weight_decay)
         return adam, config.scheduler_gamma
 
-    def train_set(self):
-        # The validation set first: what is wrong with it shows before training starts.
-        self.validation_items = self.open_validation_set()
-        self.training_items = self.open_training_set()
-        return self.training_items
+    def train_set(self, progress):
+        if self.training_items is None:
+            # The validation set first: what is wrong with it shows before training starts.
+            self.validation_items = self.open_validation_set()
+            self.training_items = self.open_training_set()
+        return self.training_items, self.config.num_workers
 
     @abstractmethod
     def open_training_set(self):
@@ -177,7 +184,7 @@ class DLPTask(ParticleTask):
         x = scaled(batch[0])
         stage = training_stage(progress.epoch, self.config.warmup_epoch)
         output = model(x, train_enc_prior=self.config.train_enc_prior, **stage)
-        losses = self.accelerator.unwrap_model(model).calc_elbo(x, output, **self.elbo_options, **stage)
+        losses = self.model.calc_elbo(x, output, **self.elbo_options, **stage)
         return {**losses, **training_health(output)}
 
     def measure(self, model):
@@ -205,26 +212,87 @@ class DDLPTask(ParticleTask):
         first_frames(videos[0], needed)  # raises where an episode is too short
         return videos
 
+    def train_set(self, progress):
+        clips = super().train_set(progress)
+        # Particles are in memory: other processes would only cost time.
+        return (self.cached_posteriors, 0) if self._trains_on_particles(progress) else clips
+
     def losses(self, model, batch, progress):
-        config, x = self.config, scaled(batch[0])
+        config = self.config
+        learns_all = not self._trains_dynamics_alone(progress)
+        self.model.set_require_grad(prior_value=learns_all, enc_value=learns_all, dec_value=learns_all)
+        if self._trains_on_particles(progress):
+            return self._losses_of_dynamics(model, self.posterior_layout.unpack(batch[0]), progress)
+        x = scaled(batch[0])
         stage = training_stage(progress.epoch, config.warmup_epoch)
         with_dynamics = progress.epoch >= config.start_dyn_epoch
-        bare = self.accelerator.unwrap_model(model)
-        learns_all = config.dyn_only_epoch is None or progress.epoch < config.dyn_only_epoch
-        bare.set_require_grad(prior_value=learns_all, enc_value=learns_all, dec_value=learns_all)
         output = model(
             x,
             forward_dyn=with_dynamics,
             train_enc_prior=config.train_enc_prior,
             num_static_frames=config.num_static_frames,
+            pint_noise=config.pint_noise,
             **stage,
         )
         if with_dynamics:
-            options = {**self.dynamics_options, "dynamic_discount": dynamic_discount(progress, config).to(x)}
-            losses = bare.calc_elbo(x, output, **options, **self.elbo_options, **stage)
+            discount = dynamic_discount(progress, config, x.device)
+            options = {**self.dynamics_options, "dynamic_discount": discount}
+            losses = self.model.calc_elbo(x, output, **options, **self.elbo_options, **stage)
         else:
-            losses = bare.calc_elbo_static(x, output, **self.elbo_options, **stage)
+            losses = self.model.calc_elbo_static(x, output, **self.elbo_options, **stage)
         return {**losses, **training_health(output)}
+
+    def _losses_of_dynamics(self, model, posterior, progress):
+        """The loss of PINT alone on particles drawn from the posteriors of clips."""
+        config = self.config
+        return self.model.calc_dynamics_loss(
+            posterior,
+            model(posterior, pint_noise=config.pint_noise),
+            config.beta_dyn,
+            dynamic_discount(progress, config, posterior.z_base.device),
+            num_static=config.num_static_frames,
+            recon_loss_type=config.recon_loss_type,
+        )
+
+    def _trains_dynamics_alone(self, progress):
+        return self.config.dyn_only_epoch is not None and progress.epoch >= self.config.dyn_only_epoch
+
+    def _trains_on_particles(self, progress):
+        return self.config.dyn_particle_cache and self._trains_dynamics_alone(progress)
+
+    @cached_property
+    def posterior_layout(self):
+        """The `Posterior` of one training clip, for its shapes."""
+        clip = scaled(self.training_items[0][0].to(self.accelerator.device))
+        with torch.no_grad(), preserve_random_state():
+            return self.model.encode_posterior(clip[None], self.config.num_static_frames)
+
+    @cached_property
+    def cached_posteriors(self):
+        """The posteriors of all training clips, each a row of `Posterior.pack`, encoded where they are not yet."""
+        config, clips = self.config, self.training_items
+        shape = (len(clips), config.timestep_horizon + 1, self.posterior_layout.pack().shape[-1])
+        others = {name: value for name, value in self.model.state_dict().items() if not name.startswith("dyn_module.")}
+        key = {
+            "weights": checkpoints.weights_sha256(others),
+            "architecture": repr(self.model.architecture),
+            "num_static_frames": config.num_static_frames,
+            "seed": config.seed,
+            "data": data_fingerprint(clips),
+        }
+        return cached_tokens(config.root, config.ds, key, shape, self._encode)
+
+    def _encode(self):
+        """Yield the posteriors of all training clips, packed, in order, on the CPU; always the same."""
+        config = self.config
+        loader = DataLoader(
+            self.training_items, ENCODED_AT_ONCE, num_workers=config.num_workers, generator=torch.Generator()
+        )
+        with torch.no_grad(), preserve_random_state():
+            torch.manual_seed(config.seed)
+            for batch in loader:
+                clips = scaled(batch[0].to(self.accelerator.device))
+                yield self.model.encode_posterior(clips, config.num_static_frames).pack().cpu()
 
     @property
     def dynamics_options(self):

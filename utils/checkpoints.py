@@ -4,6 +4,7 @@ A model's weights are a plain ``torch.save(model.state_dict())`` whose names are
 released files and ours are interchangeable.
 """
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -63,3 +64,22 @@ def optional_entries(model):
     """The last parts of the names of entries that a state dict may lack: the `OPTIONAL_ENTRIES` of the model's
     modules, whose absence is information and no error."""
     return {name for module in model.modules() for name in getattr(module, "OPTIONAL_ENTRIES", ())}
+
+
+def weights_sha256(weights):
+    """The SHA-256 of a state dict: of its names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\0".encode())
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def calc_model_size(model):
+    """How large a model is: `n_params`, the number of its trainable parameters, and `size_mb`, the MiB that all its
+    parameters and buffers take, what they share counted once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return {
+        "n_params": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "size_mb": sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20,
+    }

@@ -1,7 +1,8 @@
 """Pictures as functions of tensors: particles, boxes, masks, the figure grid and curves.
 
 Images are float [B, 3, H, W] in 0..1, positions (y, x); tensors may live on any device and carry gradients, what comes
-back is float32 on the CPU, and no input is modified. Only `save_image` touches the disk.
+back is float32 on the CPU, and no input is modified. The functions of one image return what image files hold, uint8
+arrays [H, W, 3]. Only `save_image` and `plot_glimpse_obj_on` touch the disk.
 
 Shapes: B images, K particles, H and W the image's sides, S the side of a square image, g a glimpse's side.
 """
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, make_folder
 
 MASK_THRESHOLD = 0.05  # a pixel belongs to a particle above this alpha
 SCORE_THRESHOLD = 2.0  # boxes of less confident particles are left out of the figure grid
@@ -72,6 +73,11 @@ def particle_colors(k):
     return torch.from_numpy(_palette(k)[:k].copy())
 
 
+def color_map(num=100):
+    """The particles' colours in turn, as 8-bit numbers: uint8 array [11 * num, 3]."""
+    return (particle_colors(11 * num) * 255).round().to(torch.uint8).numpy()
+
+
 def confidence(logvar_offset, obj_on):
     """How sure the posterior is of each particle: minus (sum of its offset logvars times its transparency).
 
@@ -86,20 +92,22 @@ def confidence(logvar_offset, obj_on):
 
 
 def boxes_from_particles(z, z_scale, image_size, scale_normalized=False):
-    """Bounding boxes (z + 1)/2 * S -/+ fraction * S/2, truncated to whole pixels and not clipped to the image.
+    """Bounding boxes (z + 1)/2 * S -/+ fraction * S/2, S the image's side, truncated to whole pixels and not clipped
+    to the image.
 
     Args:
         z: [..., 2] positions (y, x) in -1..1.
         z_scale: [..., 2] (height, width), logits of the box's sides as fractions of the image's.
-        image_size: S, pixels.
+        image_size: the image's side in pixels, or (height, width).
         scale_normalized: `z_scale` holds the fractions themselves.
 
     Returns:
         int64 [..., 4], [x1, y1, x2, y2].
     """
     fraction = z_scale if scale_normalized else torch.sigmoid(z_scale)
-    center = (z + 1) / 2 * image_size
-    half = fraction * image_size / 2
+    side = z.new_tensor(image_size)
+    center = (z + 1) / 2 * side
+    half = fraction * side / 2
     return torch.cat([(center - half).flip(-1), (center + half).flip(-1)], dim=-1).to(torch.int64)
 
 
@@ -120,6 +128,25 @@ def boxes_from_masks(masks):
     if present.any():
         boxes[present] = masks_to_boxes(inside[present]).to(torch.int64)
     return boxes, present
+
+
+def get_bb_from_z_scale(kp, z_scale, width, height, scale_normalized=False):
+    """`boxes_from_particles` in an image of `width` x `height` pixels: int64 [..., 4], [x1, y1, x2, y2]."""
+    return boxes_from_particles(kp, z_scale, (height, width), scale_normalized)
+
+
+def get_bb_from_masks_batch(masks, width, height):
+    """`boxes_from_masks` in an image of `width` x `height` pixels, whatever the masks' own size.
+
+    Args:
+        masks: alpha [B, K, 1, h, w] in 0..1.
+
+    Returns:
+        int64 [B, K, 4], [x1, y1, x2, y2], rounded down to whole pixels; zeros for an empty mask.
+    """
+    boxes, _ = boxes_from_masks(masks)
+    h, w = masks.shape[-2:]
+    return boxes * boxes.new_tensor([width, height] * 2) // boxes.new_tensor([w, h] * 2)
 
 
 def select_boxes(boxes, scores, iou_thresh, hard_thresh=None, present=None):
@@ -171,6 +198,12 @@ def plot_keypoints_on_image_batch(
     return _draw_points(images, points, shown, radius, thickness, kp_range, plot_numbers)
 
 
+def plot_keypoints_on_image(k, image_tensor, radius=1, thickness=1, kp_range=(0, 1), plot_numbers=True):
+    """`plot_keypoints_on_image_batch` of one image [3, H, W] with particles [K, 2]: uint8 array [H, W, 3]."""
+    options = {"kp_range": kp_range, "plot_numbers": plot_numbers}
+    return _to_pixels(plot_keypoints_on_image_batch(k[None], image_tensor[None], radius, thickness, **options)[0])
+
+
 def plot_bb_on_image_batch_from_z_scale_nms(
     kp_batch_tensor,
     z_scale_batch_tensor,
@@ -187,7 +220,7 @@ def plot_bb_on_image_batch_from_z_scale_nms(
     Args:
         kp_batch_tensor: [B, K, 2] positions (y, x) in -1..1.
         z_scale_batch_tensor: [B, K, 2] (height, width), logits, or fractions with `scale_normalized`.
-        img_batch_tensor: [B, 3, S, S] in 0..1.
+        img_batch_tensor: [B, 3, H, W] in 0..1.
         scores: [B, K].
         iou_thresh, hard_thresh: see `select_boxes`.
         thickness: of the lines, pixels.
@@ -195,12 +228,27 @@ def plot_bb_on_image_batch_from_z_scale_nms(
         scale_normalized: see `boxes_from_particles`.
 
     Returns:
-        float32 [min(B, max_imgs), 3, S, S], each box in its particle's colour.
+        float32 [min(B, max_imgs), 3, H, W], each box in its particle's colour; a list with, per image, the particles
+        whose boxes were kept: int64 [n], the surest first.
     """
-    z, z_scale, scores = (_on_cpu(t[:max_imgs]) for t in (kp_batch_tensor, z_scale_batch_tensor, scores))
-    boxes = boxes_from_particles(z, z_scale, img_batch_tensor.shape[-1], scale_normalized)
-    keep = select_boxes(boxes, scores, iou_thresh, hard_thresh)
-    return _draw_boxes(images_on_cpu(img_batch_tensor[:max_imgs]), boxes, keep, thickness)
+    images, scores = img_batch_tensor[:max_imgs], scores[:max_imgs]
+    z, z_scale = _on_cpu(kp_batch_tensor[:max_imgs]), _on_cpu(z_scale_batch_tensor[:max_imgs])
+    boxes = boxes_from_particles(z, z_scale, images.shape[-2:], scale_normalized)
+    return _draw_kept_boxes(images, boxes, scores, iou_thresh, hard_thresh, thickness)
+
+
+def plot_bb_on_image_from_z_scale_nms(
+    kp, z_scale, image_tensor, scores, iou_thresh=0.5, thickness=1, hard_thresh=None, scale_normalized=False
+):
+    """`plot_bb_on_image_batch_from_z_scale_nms` of one image [3, H, W].
+
+    kp, z_scale: [K, 2]; scores: [K]. Returns a uint8 array [H, W, 3] and the particles kept, int64 [n].
+    """
+    options = {"hard_thresh": hard_thresh, "scale_normalized": scale_normalized}
+    images, kept = plot_bb_on_image_batch_from_z_scale_nms(
+        kp[None], z_scale[None], image_tensor[None], scores[None], iou_thresh, thickness, **options
+    )
+    return _to_pixels(images[0]), kept[0]
 
 
 def plot_bb_on_image_batch_from_masks_nms(
@@ -217,12 +265,23 @@ def plot_bb_on_image_batch_from_masks_nms(
         max_imgs: how many images to draw at most.
 
     Returns:
-        float32 [min(B, max_imgs), 3, H, W], each box in its particle's colour.
+        float32 [min(B, max_imgs), 3, H, W], each box in its particle's colour; a list with, per image, the particles
+        whose boxes were kept: int64 [n], the surest first.
     """
-    masks, scores = _on_cpu(mask_batch_tensor[:max_imgs]), _on_cpu(scores[:max_imgs])
-    boxes, present = boxes_from_masks(masks)
-    keep = select_boxes(boxes, scores, iou_thresh, hard_thresh, present)
-    return _draw_boxes(images_on_cpu(img_batch_tensor[:max_imgs]), boxes, keep, thickness)
+    images, scores = img_batch_tensor[:max_imgs], scores[:max_imgs]
+    boxes, present = boxes_from_masks(_on_cpu(mask_batch_tensor[:max_imgs]))
+    return _draw_kept_boxes(images, boxes, scores, iou_thresh, hard_thresh, thickness, present)
+
+
+def plot_bb_on_image_from_masks_nms(masks, image_tensor, scores, iou_thresh=0.5, thickness=1, hard_thresh=None):
+    """`plot_bb_on_image_batch_from_masks_nms` of one image [3, H, W].
+
+    masks: [K, 1, H, W]; scores: [K]. Returns a uint8 array [H, W, 3] and the particles kept, int64 [n].
+    """
+    images, kept = plot_bb_on_image_batch_from_masks_nms(
+        masks[None], image_tensor[None], scores[None], iou_thresh, thickness, hard_thresh=hard_thresh
+    )
+    return _to_pixels(images[0]), kept[0]
 
 
 def plot_glimpses(cropped, decoded_rgb, columns=16):
@@ -241,6 +300,31 @@ def plot_glimpses(cropped, decoded_rgb, columns=16):
     separator = torch.ones(len(top), 3, 1, top.shape[-1])
     pairs = torch.cat([top, separator, bottom], dim=-2)
     return make_grid(pairs, nrow=columns, padding=4, pad_value=1.0)
+
+
+def plot_glimpse_obj_on(dec_object_glimpses, obj_on, save_dir):
+    """Write a figure of each particle's decoded glimpse, in rows of eight, under each its number and transparency.
+
+    Args:
+        dec_object_glimpses: [*, K, 3, g, g] colours in 0..1, or [*, K, 4, g, g] with the alpha before them.
+        obj_on: [*, K] or [*, K, 1] in 0..1.
+        save_dir: a folder, which is made where it is missing and gets `glimpses_obj_on.png`, or the path of an image
+            file, recognised by its ending.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    from torchvision.utils import make_grid
+
+    glimpses = images_on_cpu(dec_object_glimpses).flatten(0, -4)[:, -3:]
+    tiles = enlarge(glimpses, zoom_factor(glimpses, LEGIBLE_SIDE // 2))
+    numbers = [i % dec_object_glimpses.shape[-4] for i in range(len(tiles))]
+    texts = [f"{k}: {value:.2f}" for k, value in zip(numbers, obj_on.flatten().tolist(), strict=True)]
+    labels = torch.stack([_label(text, tiles.shape[-1]) for text in texts])
+    path = Path(save_dir)
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        path = make_folder(path) / "glimpses_obj_on.png"
+    save_image(make_grid(torch.cat([tiles, labels], dim=-2), nrow=8, padding=4, pad_value=1.0), path)
 
 
 def plot_segmentation(alpha_masks, images=None):
@@ -354,7 +438,7 @@ def save_image(tensor, path):
     path = Path(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise UserError(f"{path} is no name for an image; legal: one that ends in {', '.join(IMAGE_SUFFIXES)}")
-    pixels = (images_on_cpu(tensor).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    pixels = _to_pixels(tensor)
     # Full colour resolution: thin coloured lines fade with JPEG's usual chroma subsampling.
     options = {} if path.suffix.lower() == ".png" else {"quality": 95, "subsampling": 0}
     with atomic_write(path) as temporary:
@@ -407,6 +491,12 @@ def _on_cpu(tensor):
 def images_on_cpu(tensor):
     """The tensor without gradient, on the CPU, in float32, which is what cv2 draws on."""
     return tensor.detach().to("cpu", torch.float32)
+
+
+def _to_pixels(tensor):
+    """Colours [3, H, W] as an image file holds them: uint8 array [H, W, 3]."""
+    pixels = (images_on_cpu(tensor).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+    return pixels.contiguous().numpy()  # cv2 draws on no other layout
 
 
 def zoom_factor(images, side):
@@ -467,6 +557,16 @@ def _draw_boxes(images, boxes, keep, thickness, zoom=1):
     return _from_canvases(canvases)
 
 
+def _draw_kept_boxes(images, boxes, scores, iou_thresh, hard_thresh, thickness, present=None):
+    """The boxes [B, K, 4] that survive `select_boxes`, drawn on images [B, 3, H, W]; per image their indices, int64
+    [n], the surest first."""
+    scores = _on_cpu(scores)
+    keep = select_boxes(boxes, scores, iou_thresh, hard_thresh, present)
+    ranking = scores.argsort(dim=1, descending=True, stable=True)
+    kept = [order[keep_here[order]] for order, keep_here in zip(ranking, keep, strict=True)]
+    return _draw_boxes(images_on_cpu(images), boxes, keep, thickness), kept
+
+
 def _draw_number(canvas, number, corner, color):
     """Write a number with its lower left corner near (x, y), inside the image, with a black halo."""
     scale = max(0.35, canvas.shape[0] / 512)
@@ -490,11 +590,15 @@ def draw_text(canvas, text, origin, scale, color, thickness=1):
 
 def _row_label(name, length):
     """A row's name read from bottom to top, centred in a white strip [3, length, 22]."""
-    scale = 0.5
-    (width, _), _ = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    return torch.rot90(_label(name, length, scale=0.5), dims=(1, 2))
+
+
+def _label(text, length, scale=0.4):
+    """A text, centred in a white strip [3, 22, length]."""
+    (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     canvas = np.ones((22, length, 3), np.float32)
-    draw_text(canvas, name, ((length - width) // 2, 15), scale, (0.0, 0.0, 0.0))
-    return torch.from_numpy(np.rot90(canvas).copy()).permute(2, 0, 1)
+    draw_text(canvas, text, ((length - width) // 2, 15), scale, (0.0, 0.0, 0.0))
+    return torch.from_numpy(canvas).permute(2, 0, 1)
 
 
 def _figure_pixels(figure):
