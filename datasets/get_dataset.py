@@ -74,6 +74,7 @@ for _name, _classes in {
     "balls": "datasets.balls_ds:Balls",
     "obj3d": "datasets.obj3d_ds:Obj3d",
     "obj3d128": "datasets.obj3d_ds:Obj3d",
+    "obj3d_like": "datasets.obj3d_like_ds:Obj3dLike",
     "traffic": "datasets.traffic_ds:Traffic",
     "phyre": "datasets.phyre_ds:Phyre",
     "clevrer": "datasets.clevrer_ds:Clevrer",

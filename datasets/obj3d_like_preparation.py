@@ -1,18 +1,28 @@
 """Make a data set like OBJ3D (of G-SWM): videos of a body that comes in and hits others that stand on a plane.
 
     python datasets/obj3d_like_preparation.py --out data/obj3d_like
-    python train_ddlp.py -d obj3d128 --root data/obj3d_like
+    python train_ddlp.py -d obj3d_like128
 
-The first command needs pybullet (`pip install -r requirements-obj3d-like.txt`), and writes OBJ3D's layout,
-`{train,val,test}/{0,1,..}/test_{0..99}.png`: RGB frames, a folder per episode. An episode's folder is whole or not
-there, and the same command, started again, goes on with the episodes that are missing; `obj3d_like.json` holds the
-options. Episode `index` of a split is drawn with `default_rng(SeedSequence(seed, spawn_key=(m, index)))`, m = 0 for
-train, 1 for val, 2 for test. It depends on nothing but that, the frame size and pybullet's build: not on the number of
-episodes, frames nor processes.
+The first command needs MuJoCo (`pip install -r requirements-obj3d-like.txt`), and writes OBJ3D's layout,
+`{train,val,test}/{0,1,..}/test_{0..99}.png`: RGB frames, a folder per episode. `truth.npz` in each folder holds
+
+| array | type and shape | content |
+|---|---|---|
+| positions | float32 [T, n, 2] | projected centres (row, column), pixels, pixel i covering [i, i + 1) |
+| sizes | float32 [T, n] | projected radius of the largest ball that fits into the body, pixels |
+| in_camera | bool [T, n] | whether the centre is within the frame and some of the body is seen |
+| kinds | str [n] | ball, cube or cylinder |
+| colors | float32 [n, 3] | RGB, 0 to 1 |
+
+An episode's folder is whole or not there, and the same command, started again, goes on with the episodes that are
+missing; `obj3d_like.json` holds the options. Episode `index` of a split is drawn with `default_rng(SeedSequence(seed,
+spawn_key=(m, index)))`, m = 0 for train, 1 for val, 2 for test. It depends on nothing but that, the frame size and
+MuJoCo's version and build: not on the number of episodes, frames nor processes.
 
 The scene: 2 to 4 balls, cubes and upright cylinders stand near the middle of a grey plane, each in a colour of its own;
 one more starts in view at the rim, a ball rolling, a cube or cylinder sliding, towards one of them. All are rigid,
 of one density, and slowed by friction. Light comes from the upper left, and the camera looks down from the front.
+MuJoCo moves the bodies, and casts the rays that they are drawn with: no display, OpenGL nor GPU is needed.
 
 Coordinates are x to the right, y away from the camera and z up, in units of about the width of a body; the plane is
 z = 0, and the camera looks at about the origin. Time is in seconds, at 60 frames per second.
@@ -26,7 +36,7 @@ import os
 import shutil
 import sys
 from concurrent.futures import as_completed
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -64,8 +74,9 @@ COLORS = {
 GROUND_COLOR = (0.75, 0.75, 0.75)
 
 EYE, TARGET, FIELD_OF_VIEW = (0.0, -7.2, 8.0), (0.0, -0.25, 0.2), 37.0  # the camera; degrees
+LAMPS = np.array([(-30 + x, -18 + y, 52) for x in (-1.5, 1.5) for y in (-1.5, 1.5)])  # four, far away: soft shadows
 STANDING_RADIUS, START_RADIUS = 1.4, 2.6  # from the origin: where bodies may stand, and where the last one starts
-FRAMES_PER_SECOND, STEPS_PER_FRAME = 60, 4
+FRAMES_PER_SECOND, STEPS_PER_FRAME = 60, 16
 
 # Of a ball's radius: half the edge of a cube, the radius and half the height of a cylinder.
 _COMPACT = 0.85
@@ -78,12 +89,14 @@ _RECORD = "obj3d_like.json"
 class Obj3dLikeOptions:
     """What an episode is a function of, besides its split and index.
 
-    `num_frames` per episode; `image_size`: side of a frame in pixels. Raises UserError for what is not legal.
+    `num_frames` per episode; `image_size`: side of a frame in pixels; `simulator`: what moves and draws, recorded so
+    that no set is made by two. Raises UserError for what is not legal.
     """
 
     num_frames: int = 100
     image_size: int = 128
     seed: int = 0
+    simulator: str = "mujoco"
 
     def __post_init__(self):
         check_at_least_1("num_frames", self.num_frames)
@@ -91,34 +104,17 @@ class Obj3dLikeOptions:
         check("seed", self.seed, "from 0 to 2^32 - 1", 0 <= self.seed < 2**32)
 
 
-@cache
-def load_pybullet():
-    """pybullet, with a world in it; UserError where it is not installed."""
+def load_mujoco():
+    """mujoco; UserError where it cannot be imported."""
+    os.environ["MUJOCO_GL"] = "disable"  # it would load OpenGL, which may be missing and is not used
     try:
-        # It greets on stderr, in each process.
-        with _silent_stderr():
-            import pybullet
-    except ImportError as error:
+        import mujoco
+    except (ImportError, OSError) as error:
         raise UserError(
-            f"pybullet cannot be imported ({error}); install it: pip install -r requirements-obj3d-like.txt"
+            f"mujoco cannot be imported ({error}); install it: pip install -r requirements-obj3d-like.txt"
             " (see docs/installation.md)"
         ) from error
-    pybullet.connect(pybullet.DIRECT)
-    return pybullet
-
-
-@contextmanager
-def _silent_stderr():
-    """Drop what a C library writes to stderr."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nothing:
-        os.dup2(nothing.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    return mujoco
 
 
 # ---- the scene
@@ -153,8 +149,8 @@ def draw_scene(seed, split, index):
     centres = None
     while centres is None:
         centres = _place(rng, reach)
-    heights = sizes * [1 if kind == "ball" else _COMPACT for kind in kinds]
-    return Scene(kinds, sizes, colors, np.column_stack([centres, heights]), yaws, _aim(rng, centres, reach))
+    positions = np.column_stack([centres, half_heights(kinds, sizes)])
+    return Scene(kinds, sizes, colors, positions, yaws, _aim(rng, centres, reach))
 
 
 def _place(rng, reach):
@@ -182,59 +178,66 @@ def _aim(rng, centres, reach):
     return np.array([*(rng.uniform(5, 7.5) * line / np.linalg.norm(line)), 0])
 
 
+def half_heights(kinds, sizes):
+    """The half heights [n] of bodies as `Scene` describes them; also the radii of the largest balls that fit in."""
+    return sizes * [1 if kind == "ball" else _COMPACT for kind in kinds]
+
+
 # ---- the motion
 
 
 def simulate(scene, num_frames):
     """The motion of the bodies of a `Scene`; the first frame is how it begins.
 
-    Returns the centres, float64 [num_frames, n, 3], and the orientations as quaternions (x, y, z, w), [num_frames, n,
-    4].
+    Returns the centres, float64 [T, n, 3], and the orientations as quaternions (w, x, y, z), [T, n, 4]; T: num_frames.
     """
-    bullet = load_pybullet()
-    bullet.resetSimulation()
-    bullet.setGravity(0, 0, -9.8)
-    bullet.setTimeStep(1 / (FRAMES_PER_SECOND * STEPS_PER_FRAME))
-    bullet.setPhysicsEngineParameter(deterministicOverlappingPairs=1)
-    plane = bullet.createMultiBody(0, bullet.createCollisionShape(bullet.GEOM_PLANE))
-    bullet.changeDynamics(plane, -1, lateralFriction=1, restitution=0.5)
-    bodies = [_add_solid(bullet, *body) for body in _bodies(scene)]
-    # A ball that comes in rolls: it turns about the axis across its way.
-    turning = np.cross([0, 0, 1], scene.velocity) / scene.sizes[-1] if scene.kinds[-1] == "ball" else np.zeros(3)
-    bullet.resetBaseVelocity(bodies[-1], scene.velocity.tolist(), turning.tolist())
-    poses = [_poses(bullet, bodies)]
+    mujoco = load_mujoco()
+    model, data = _world(scene)
+    data.qvel[-6:-3] = scene.velocity
+    if scene.kinds[-1] == "ball":
+        # A ball that comes in rolls: it turns about the axis across its way, here in its own coordinates.
+        turning = np.cross([0, 0, 1], scene.velocity) / scene.sizes[-1]
+        mujoco.mju_rotVecQuat(data.qvel[-3:], turning, data.qpos[-4:] * [1, -1, -1, -1])
+    poses = [data.qpos.copy()]
     for _ in range(num_frames - 1):
-        for _ in range(STEPS_PER_FRAME):
-            bullet.stepSimulation()
-        poses.append(_poses(bullet, bodies))
-    return tuple(np.array(entry) for entry in zip(*poses, strict=True))
+        mujoco.mj_step(model, data, STEPS_PER_FRAME)
+        poses.append(data.qpos.copy())
+    poses = np.reshape(poses, (num_frames, -1, 7))
+    return poses[..., :3], poses[..., 3:]
 
 
-def _bodies(scene):
-    """Each body's kind, size, centre and orientation at the start."""
-    upright = np.zeros_like(scene.yaws)
-    orientations = np.stack([upright, upright, np.sin(scene.yaws / 2), np.cos(scene.yaws / 2)], axis=-1)
-    return zip(scene.kinds, scene.sizes.tolist(), scene.positions.tolist(), orientations.tolist(), strict=True)
+def _world(scene):
+    """MuJoCo's model and data of a `Scene` as it begins, all at rest; geom 0 is the plane, geom i the body i - 1."""
+    mujoco = load_mujoco()
+    types = {"ball": "sphere", "cube": "box", "cylinder": "cylinder"}
+    bodies, contacts, halves = "", "", half_heights(scene.kinds, scene.sizes)
+    for number, (kind, half, (x, y, z)) in enumerate(zip(scene.kinds, halves, scene.positions, strict=True)):
+        geom = f"<geom name='{number}' type='{types[kind]}' size='{half} {half} {half}'/>"
+        bodies += f"<body pos='{x} {y} {z}' euler='0 0 {scene.yaws[number]}'><freejoint/>{geom}</body>"
+        # MuJoCo limits the friction of sliding and of rolling together: with less of the first, balls would not roll.
+        grip = 1 if kind == "ball" else 0.2
+        contacts += f"<pair geom1='plane' geom2='{number}' friction='{grip} {grip} 0.01 0.06 0.06'/>"
+    # More contacts than one of two bodies (multiccd) would now and then make energy, up to ten times what there was.
+    model = mujoco.MjModel.from_xml_string(f"""<mujoco>
+        <compiler angle='radian'/>
+        <option gravity='0 0 -9.8' timestep='{1 / (FRAMES_PER_SECOND * STEPS_PER_FRAME)}' cone='elliptic'>
+            <flag multiccd='disable'/>
+        </option>
+        <default>
+            <geom friction='0.04 0 0' solref='{_bounce(0.64)}' solimp='0.99 0.99 0.001'/>
+            <pair condim='6' solref='{_bounce(0.4)}' solimp='0.99 0.99 0.001'/>
+        </default>
+        <worldbody><geom name='plane' type='plane' size='0 0 1'/>{bodies}</worldbody>
+        <contact>{contacts}</contact>
+    </mujoco>""")
+    return model, mujoco.MjData(model)
 
 
-def _add_solid(bullet, kind, size, position, orientation):
-    compact = _COMPACT * size
-    if kind == "ball":
-        shape, volume = bullet.createCollisionShape(bullet.GEOM_SPHERE, radius=size), 4 / 3 * math.pi * size**3
-    elif kind == "cube":
-        shape, volume = bullet.createCollisionShape(bullet.GEOM_BOX, halfExtents=[compact] * 3), 8 * compact**3
-    else:
-        shape = bullet.createCollisionShape(bullet.GEOM_CYLINDER, radius=compact, height=2 * compact)
-        volume = 2 * math.pi * compact**3
-    body = bullet.createMultiBody(volume, shape, -1, position, orientation)
-    bullet.changeDynamics(body, -1, lateralFriction=0.2, rollingFriction=0.06, spinningFriction=0.02, restitution=0.8)
-    # By default pybullet slows bodies also as a viscous medium would.
-    bullet.changeDynamics(body, -1, linearDamping=0, angularDamping=0)
-    return body
-
-
-def _poses(bullet, bodies):
-    return tuple(zip(*(bullet.getBasePositionAndOrientation(body) for body in bodies), strict=True))
+def _bounce(restitution):
+    """MuJoCo's stiffness and damping of contacts, a damped oscillator's, that give back this share of the speed."""
+    rate = 300.0  # per second: a contact is half a period, 10 ms, ten times a step
+    loss = -math.log(restitution)
+    return f"-{rate**2} -{2 * rate * loss / math.hypot(math.pi, loss)}"
 
 
 # ---- the picture
@@ -243,102 +246,97 @@ def _poses(bullet, bodies):
 def render(scene, positions, orientations, image_size):
     """Frames of the bodies of a `Scene` at positions [T, n, 3] and orientations [T, n, 4], as `simulate` returns them.
 
-    Returns uint8 [T, image_size, image_size, 3]; each pixel is the mean of 2 x 2 samples, or of more in small frames.
+    Returns the frames, uint8 [T, image_size, image_size, 3], of which each pixel is the mean of 2 x 2 samples, or of
+    more in small frames, and whether anything is seen of each body, bool [T, n].
     """
-    bullet = load_pybullet()
-    bullet.resetSimulation()
-    bullet.createMultiBody(0, -1, _mesh(bullet, *_ground(), 1, GROUND_COLOR))
-    bodies = [
-        bullet.createMultiBody(0, -1, _add_surface(bullet, *body))
-        for body in zip(scene.kinds, scene.sizes.tolist(), scene.colors.tolist(), strict=True)
-    ]
+    model, data = _world(scene)
+    palette = np.array([GROUND_COLOR, *scene.colors])
     frames = np.empty((len(positions), image_size, image_size, 3), np.uint8)
-    for frame, centres, turns in zip(frames, positions.tolist(), orientations.tolist(), strict=True):
-        for body, centre, turn in zip(bodies, centres, turns, strict=True):
-            bullet.resetBasePositionAndOrientation(body, centre, turn)
-        frame[:] = _photograph(bullet, image_size)
-    return frames
+    is_seen = np.empty(positions.shape[:2], bool)
+    for time, poses in enumerate(np.concatenate([positions, orientations], axis=-1)):
+        data.qpos[:] = poses.ravel()
+        load_mujoco().mj_kinematics(model, data)
+        frames[time], is_seen[time] = _photograph(model, data, palette, image_size)
+    return frames, is_seen
 
 
-def _photograph(bullet, image_size):
-    # The shadows' resolution is that of the samples: coarser ones would speckle the plane.
-    fine = max(2, math.ceil(256 / image_size))
-    side = fine * image_size
-    *_, pixels, _, _ = bullet.getCameraImage(
-        side,
-        side,
-        bullet.computeViewMatrix(EYE, TARGET, (0, 0, 1)),
-        # TinyRenderer lights what is at most 0.05 - 2 * near behind the first surface that the light meets: with a
-        # near above 0.025 all is in shadow, and one below 0 keeps faces free of stripes.
-        bullet.computeProjectionMatrixFOV(FIELD_OF_VIEW, 1, -0.04, 1000),
-        lightDirection=(-3, -1.8, 6),
-        lightDistance=17,
-        lightColor=(1, 1, 1),
-        lightAmbientCoeff=0.35,
-        lightDiffuseCoeff=0.65,
-        lightSpecularCoeff=0.1,
-        shadow=1,
-        renderer=bullet.ER_TINY_RENDERER,
-        flags=bullet.ER_NO_SEGMENTATION_MASK,
-    )
-    # A pybullet that was built without NumPy returns a tuple.
-    samples = np.asarray(pixels, np.uint8).reshape(image_size, fine, image_size, fine, 4)
-    return np.rint(samples[..., :3].mean((1, 3)))
+def _photograph(model, data, palette, image_size):
+    """A frame, [image_size, image_size, 3] in 0..255, and which bodies are seen in it, bool [n]."""
+    rays = _rays(image_size)
+    geoms, distances, normals = _cast(model, data, EYE, rays)
+    # A quarter of the samples is lit by each lamp, so that shadows have soft edges.
+    is_lit = []
+    for lamp, points in zip(LAMPS, np.split(EYE + distances[:, None] * rays, 4), strict=True):
+        ways = points - lamp
+        lengths = np.linalg.norm(ways, axis=-1)
+        is_lit.append(_cast(model, data, lamp, ways / lengths[:, None])[1] > lengths - 1e-4)
+    is_lit, to_light = np.concatenate(is_lit), _unit(LAMPS.mean(0))
+    # Light comes from all of the sky, of which shadows get some too, and from the lamps; bodies are a little glossy.
+    shade = 0.37 + 0.07 * normals[:, 2] + 0.66 * np.where(is_lit, 1, 0.67) * np.maximum(normals @ to_light, 0)
+    colors = shade[:, None] * palette[geoms]
+    glossy = np.flatnonzero(is_lit & (geoms > 0))
+    halfway = (normals[glossy] * _unit(to_light - rays[glossy])).sum(-1)
+    colors[glossy] += 0.25 * np.maximum(halfway, 0)[:, None] ** 40
+    half = math.isqrt(len(rays) // 4)
+    samples = np.minimum(colors, 1).reshape(4, image_size, half // image_size, image_size, half // image_size, 3)
+    return np.rint(255 * samples.mean((0, 2, 4))), np.isin(range(1, len(palette)), geoms)
 
 
-def _add_surface(bullet, kind, size, color):
-    if kind == "cube":
-        return bullet.createVisualShape(
-            bullet.GEOM_BOX, halfExtents=[_COMPACT * size] * 3, rgbaColor=[*color, 1], specularColor=[1, 1, 1]
-        )
-    if kind == "ball":
-        return _mesh(bullet, *_ball(), size, color)
-    return _mesh(bullet, *_cylinder(), _COMPACT * size, color)
+def _cast(model, data, origin, rays):
+    """What the rays from `origin`, [3], along unit vectors [r, 3] meet first: the geom, the distance and the surface's
+    normal, each [r, ...]."""
+    found = geoms, distances, normals = np.empty(len(rays), np.int32), np.empty(len(rays)), np.empty(rays.size)
+    load_mujoco().mj_multiRay(model, data, origin, rays.ravel(), None, True, -1, *found, len(rays), math.inf)
+    return geoms, distances, normals.reshape(-1, 3)
 
 
-def _mesh(bullet, vertices, normals, scale, color):
-    """A surface of quadrilaterals between the neighbours on a grid of vertices and normals, both [h, w, 3]."""
-    corners = np.arange(vertices.shape[0] * vertices.shape[1]).reshape(vertices.shape[:2])
-    a, b, c, d = corners[:-1, :-1], corners[1:, :-1], corners[1:, 1:], corners[:-1, 1:]
-    return bullet.createVisualShape(
-        bullet.GEOM_MESH,
-        vertices=(scale * vertices).reshape(-1, 3).tolist(),
-        indices=np.stack([a, b, c, a, c, d], axis=-1).ravel().tolist(),
-        normals=normals.reshape(-1, 3).tolist(),
-        rgbaColor=[*color, 1],
-    )
+@cache
+def _rays(image_size):
+    """Unit vectors [4 h^2, 3] from the camera through the 2h x 2h samples of a frame: taken apart into four grids of
+    h x h, each of every second row and column."""
+    half = image_size * math.ceil(128 / image_size)
+    line = math.tan(math.radians(FIELD_OF_VIEW) / 2) * ((np.arange(2 * half) + 0.5) / half - 1)
+    rows, columns = np.meshgrid(line, line, indexing="ij")
+    rays = _unit(np.stack([rows, columns, np.ones_like(rows)], axis=-1) @ _camera())
+    return rays.reshape(half, 2, half, 2, 3).transpose(1, 3, 0, 2, 4).reshape(-1, 3)
 
 
-def _ball(rings=12):
-    """Vertices and normals of a sphere of radius 1; pybullet's own is coarse."""
-    polar, around = np.meshgrid(
-        np.linspace(0, np.pi, rings + 1), np.linspace(0, 2 * np.pi, 2 * rings + 1), indexing="ij"
-    )
-    normals = np.stack([np.sin(polar) * np.cos(around), np.sin(polar) * np.sin(around), np.cos(polar)], axis=-1)
-    return normals, normals
+@cache
+def _camera():
+    """The unit vectors [3, 3] that point down in a frame, to the right in it, and the way the camera looks."""
+    forward = _unit(np.subtract(TARGET, EYE))
+    right = _unit(np.cross(forward, [0, 0, 1]))
+    return np.stack([np.cross(forward, right), right, forward])
 
 
-def _cylinder(sides=32):
-    """Vertices and normals of a cylinder of radius 1 and height 2; pybullet's own has rounded shading at its edges."""
-    around = np.linspace(0, 2 * np.pi, sides + 1)
-    rim = np.stack([np.cos(around), np.sin(around), 0 * around], axis=-1)
-    up, axis = np.broadcast_to([0.0, 0.0, 1.0], rim.shape), np.zeros_like(rim)
-    vertices = np.stack([axis + up, rim + up, rim + up, rim - up, rim - up, axis - up])
-    return vertices, np.stack([up, up, rim, rim, -up, -up])
+def _unit(vectors):
+    """Vectors [..., 3] of length 1."""
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def _ground(extent=12, squares=4):
-    """Vertices and normals of a piece of the plane that fills the view."""
-    line = np.linspace(-extent, extent, squares + 1)
-    x, y = np.meshgrid(line, line, indexing="ij")
-    vertices = np.stack([x, y, 0 * x], axis=-1)
-    return vertices, np.broadcast_to([0.0, 0.0, 1.0], vertices.shape)
+def project(scene, positions, image_size):
+    """Where the camera sees the bodies of a `Scene` at positions [T, n, 3], see the module's text: the centres, float64
+    [T, n, 2], and the radii, [T, n], both in pixels."""
+    down, right, ahead = np.moveaxis((positions - EYE) @ _camera().T, -1, 0)
+    # What has gone past the camera is put far outside the frame.
+    scales = image_size / 2 / math.tan(math.radians(FIELD_OF_VIEW) / 2) / np.maximum(ahead, 0.01)
+    centres = np.stack([down, right], axis=-1) * scales[..., None] + image_size / 2
+    return centres, scales * half_heights(scene.kinds, scene.sizes)
 
 
 def make_episode(options, split, index):
-    """The frames of an episode, uint8 [num_frames, image_size, image_size, 3]."""
+    """The frames of an episode, uint8 [num_frames, image_size, image_size, 3], and the arrays of its truth.npz."""
     scene = draw_scene(options.seed, split, index)
-    return render(scene, *simulate(scene, options.num_frames), options.image_size)
+    positions, orientations = simulate(scene, options.num_frames)
+    frames, is_seen = render(scene, positions, orientations, options.image_size)
+    centres, radii = project(scene, positions, options.image_size)
+    return frames, {
+        "positions": centres.astype(np.float32),
+        "sizes": radii.astype(np.float32),
+        "in_camera": is_seen & ((centres >= 0) & (centres < options.image_size)).all(-1),
+        "kinds": np.array(scene.kinds),
+        "colors": scene.colors.astype(np.float32),
+    }
 
 
 # ---- the files
@@ -348,13 +346,14 @@ def write_episode(root, options, split, index):
     """Make the folder `root/split/index`; raises UserError where it cannot be written."""
     folder = root / split / str(index)
     part = root / _WORKING / f"{split}_{index}"
-    frames = make_episode(options, split, index)
+    frames, truth = make_episode(options, split, index)
     with unwritable_as_user_error(folder):
         if part.exists():
             shutil.rmtree(part)
         part.mkdir()
         for number, frame in enumerate(frames):
             (part / f"test_{number}.png").write_bytes(_encode(frame))
+        np.savez(part / "truth.npz", **truth)
         folder.parent.mkdir(exist_ok=True)
         part.rename(folder)
 
@@ -444,7 +443,7 @@ def main(arguments=None):
     options = Obj3dLikeOptions(args.num_frames, args.image_size, args.seed)
     for name in (*SPLITS, "processes"):
         check_at_least_1(name, getattr(args, name))
-    load_pybullet()
+    load_mujoco()
     root, numbers = Path(args.out), {split: getattr(args, split) for split in SPLITS}
     with message_on_interrupt():
         todo = find_missing(root, options, numbers, args.force)

@@ -274,7 +274,7 @@ def parse_arguments(arguments=None):
         nargs="+",
         choices=(*METRICS, POSITION),
         default=METRICS,
-        help=f"what to measure (default: {' '.join(METRICS)}); position needs a data set with true positions, as balls",
+        help=f"what to measure (default: {' '.join(METRICS)}); position: where objects are known (balls, obj3d_like)",
     )
     args = parser.parse_args(arguments)
     if args.batch_size < 1:

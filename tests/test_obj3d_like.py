@@ -13,10 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from configs.schema import Config
 from datasets import obj3d_like_preparation as preparation
+from datasets.balls_ds import to_normalized
+from datasets.get_dataset import get_image_dataset, get_video_dataset
 from datasets.obj3d_like_preparation import COLORS, EYE, FIELD_OF_VIEW, TARGET, Scene, draw_scene, render, simulate
+from eval.eval_gen_metrics import measure_predictions
+from eval.image_metrics import ImageMetrics
 from tests.processes import group_is_gone, wait_until
 from utils.errors import UserError
 
@@ -41,7 +47,7 @@ def make_scene(*bodies, velocity=(0, 0, 0)):
 
 def show(scene, image_size=128):
     """One frame of a scene as it begins, float [S, S, 3]."""
-    return render(scene, *simulate(scene, 1), image_size)[0].astype(float)
+    return render(scene, *simulate(scene, 1), image_size)[0][0].astype(float)
 
 
 def half_heights(scene):
@@ -127,7 +133,7 @@ def test_a_ball_that_comes_in_rolls():
     way = positions[-1, 0, 0] - positions[0, 0, 0]
     assert 0.65 < way < 0.75 and np.abs(positions[:, 0, 1]).max() < 1e-3
     # Turned about y by the way over the radius; a quaternion has half the angle.
-    np.testing.assert_allclose(orientations[-1, 0], [0, np.sin(way), 0, np.cos(way)], atol=0.01)
+    np.testing.assert_allclose(orientations[-1, 0], [np.cos(way), 0, np.sin(way), 0], atol=0.01)
 
 
 def test_friction_slows_a_sliding_cube():
@@ -224,6 +230,137 @@ def test_a_near_body_hides_a_far_one():
     assert green[covered].mean() > 0.8
 
 
+# ---- the truth
+
+
+def truth_of(scene, monkeypatch, num_frames=1, image_size=32):
+    monkeypatch.setattr(preparation, "draw_scene", lambda *episode: scene)
+    return preparation.make_episode(preparation.Obj3dLikeOptions(num_frames, image_size), "train", 0)[1]
+
+
+def test_truth_is_the_projection_of_the_motion(monkeypatch):
+    scene = draw_scene(0, "train", 4)
+    positions, _ = simulate(scene, 30)
+    truth = truth_of(scene, monkeypatch, 30)
+    np.testing.assert_allclose(truth["positions"], (project(positions) + 1) * 16, atol=1e-3)
+    # To the camera's left and right of the centre, where the ball that fits in ends.
+    beside = [positions + side * half_heights(scene)[:, None] * [1, 0, 0] for side in (-1, 1)]
+    width = np.subtract(*(project(points)[..., 1] for points in beside[::-1])) * 16
+    np.testing.assert_allclose(truth["sizes"], width / 2, atol=1e-3)
+    assert truth["kinds"].tolist() == list(scene.kinds)
+    np.testing.assert_allclose(truth["colors"], scene.colors, atol=1e-6)
+    assert [truth[name].dtype for name in ("positions", "sizes", "in_camera", "colors")] == ["f4", "f4", "?", "f4"]
+
+
+def test_what_is_hidden_or_outside_is_not_in_camera(monkeypatch):
+    # Two balls cut by the frame's rims, one with its centre within; a third above a cube, hidden behind it, before it.
+    across = np.linspace(0, 8, 1601)
+    inside = across[project(np.stack([across, 0 * across, 0 * across + 0.5], axis=-1))[:, 1] < 1].max()
+    scene = make_scene(("ball", inside - 0.1, 0), ("ball", -inside - 0.1, 0), ("ball", 0, 0.75), ("cube", 0, 0))
+    assert truth_of(scene, monkeypatch)["in_camera"].tolist() == [[True, False, True, True]]
+    scene.positions[:2, 0] *= -1
+    scene.sizes[2], scene.positions[2] = 0.1, (0, 0.6, 0.1)
+    assert truth_of(scene, monkeypatch)["in_camera"].tolist() == [[True, False, False, True]]
+    scene.positions[2] = (0, -0.6, 0.1)
+    assert truth_of(scene, monkeypatch)["in_camera"].tolist() == [[True, False, True, True]]
+
+
+# ---- the data set
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """6 frames of 32 pixels; 4 train, 1 val and 3 test episodes, and the truth of each."""
+    out = tmp_path_factory.mktemp("made")
+    prepare(out, "--train 4 --val 1 --test 3 --num_frames 6 --image_size 32")
+    return out, {path.parent.name: dict(np.load(path)) for path in out.glob("test/*/truth.npz")}
+
+
+@pytest.mark.parametrize("image_size", [32, 16])
+def test_items_are_frames_and_truth(made, image_size):
+    out, truths = made
+    videos = get_video_dataset("obj3d_like", str(out), 2, "test", image_size)
+    most = max(len(truth["kinds"]) for truth in truths.values())
+    assert len({len(truth["kinds"]) for truth in truths.values()}) > 1 and len(videos) == 3
+    for episode, item in enumerate(videos):
+        truth, (video, positions, sizes, ids, in_camera) = truths[str(episode)], item
+        bodies = len(truth["kinds"])
+        assert [tuple(entry.shape) for entry in item[1:]] == [(6, most, 2), (6, most), (6, most), (6, most)]
+        assert [entry.dtype for entry in item] == [torch.float32] * 3 + [torch.int64] * 2
+        np.testing.assert_allclose(positions[:, :bodies], truth["positions"] * image_size / 32, rtol=1e-6)
+        np.testing.assert_allclose(sizes[:, :bodies], truth["sizes"] * image_size / 32, rtol=1e-6)
+        np.testing.assert_array_equal(in_camera[:, :bodies], truth["in_camera"])
+        np.testing.assert_array_equal(ids[:, :bodies], truth["in_camera"] * np.arange(1, bodies + 1))
+        assert not in_camera[:, bodies:].any() and not ids[:, bodies:].any()
+        if image_size == 32:
+            frame = np.asarray(Image.open(out / f"test/{episode}/test_5.png"))
+            np.testing.assert_array_equal((video[5] * 255).round().permute(1, 2, 0), frame)
+    window = get_video_dataset("obj3d_like", str(out), 2, "train", image_size)[7]
+    whole = get_image_dataset("obj3d_like", str(out), "train", image_size, 6)[1]
+    single = get_image_dataset("obj3d_like", str(out), "train", image_size)[6 + 2]
+    for part, full, one in zip(window, whole, single, strict=True):
+        torch.testing.assert_close(part, full[2:4])
+        torch.testing.assert_close(one, full[2])
+
+
+def test_the_metric_position_sees_perfect_particles(made):
+    out, truths = made
+    videos = get_video_dataset("obj3d_like", str(out), 6, "test", 32)
+    positions, in_camera = (torch.stack([item[i] for item in videos]) for i in (1, 4))
+
+    class Perfect(torch.nn.Module):
+        def sample(self, x, *_, **__):
+            # In another order than the objects'.
+            return x, {"z_pos": to_normalized(positions, 32).flip(2), "z_obj_on": in_camera.flip(2).float()}
+
+    videos = get_video_dataset("obj3d_like", str(out), 1, "test", 32)
+    sums = measure_predictions(Perfect(), videos, ImageMetrics(()), 6, 2, position=True)
+    seen = sum(truth["in_camera"][2:].sum(-1) for truth in truths.values())
+    np.testing.assert_array_equal(sums["tracked"].count, seen)
+    assert sums["tracked"].means() == [1] * 4 and max(sums["position_error"].means()) < 1e-3
+
+
+def test_plain_obj3d_reads_the_made_frames(made, tmp_path):
+    for frame in range(100):
+        (tmp_path / "val" / "0").mkdir(parents=True, exist_ok=True)
+        shutil.copy(made[0] / f"val/0/test_{frame % 6}.png", tmp_path / f"val/0/test_{frame}.png")
+    shutil.copy(made[0] / "val/0/truth.npz", tmp_path / "val/0")
+    item = get_video_dataset("obj3d", str(tmp_path), 1, "val", 32)[0]
+    torch.testing.assert_close(item[0][6], get_video_dataset("obj3d_like", str(made[0]), 1, "val", 32)[0][0][0])
+    assert [len(entry) for entry in item[1:]] == [0] * 4
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "cannot be read ("),
+        (lambda path: path.write_bytes(b""), "cannot be read ("),
+        (lambda path: path.write_bytes(path.read_bytes()[:200]), "cannot be read ("),
+        (lambda path: path.write_bytes(b"PNG"), "cannot be read ("),
+        (lambda path: np.savez(path, positions=np.zeros((6, 3, 2))), "cannot be read ("),
+        (
+            lambda path: np.savez(
+                path, positions=np.zeros((5, 3, 2)), sizes=np.zeros((5, 3)), in_camera=np.zeros((5, 3), bool)
+            ),
+            "positions, sizes and in_camera have the shapes [5, 3, 2], [5, 3], [5, 3]; legal: [T, n, 2], [T, n], [T, n]"
+            " of T = 6 frames",
+        ),
+    ],
+)
+def test_truth_that_is_missing_or_damaged(made, tmp_path, damage, message):
+    shutil.copytree(made[0] / "val", tmp_path / "val")
+    damage(tmp_path / "val/0/truth.npz")
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path}/val/0/truth.npz: {message}")) as error:
+        get_video_dataset("obj3d_like", str(tmp_path), 1, "val", 32)
+    assert "\n" not in str(error.value) and "legal: " in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["obj3d", "obj3d128", "obj3d_img"])
+def test_configurations_are_those_of_obj3d(name):
+    expected = {**Config.load(name).to_dict(), "ds": "obj3d_like", "root": "./data/obj3d_like"}
+    assert Config.load(name.replace("obj3d", "obj3d_like")).to_dict() == expected
+
+
 # ---- the files
 
 
@@ -240,19 +377,21 @@ def test_format(tmp_path, capfd):
         for episode in range(number)
         for frame in range(11)
     }
-    assert set(contents(out)) == {*frames, "obj3d_like.json"}
+    truths = {str(Path(name).parent / "truth.npz") for name in frames}
+    assert set(contents(out)) == {*frames, *truths, "obj3d_like.json"}
     assert sorted(path.name for path in out.iterdir()) == ["obj3d_like.json", "test", "train", "val"]
     for name in frames:
         with Image.open(out / name) as image:
             assert (image.format, image.mode, image.size) == ("PNG", "RGB", (20, 20))
     scene = draw_scene(5, "val", 1)
-    expected = render(scene, *simulate(scene, 11), 20)
+    expected, _ = render(scene, *simulate(scene, 11), 20)
     for frame in range(11):
         np.testing.assert_array_equal(np.asarray(Image.open(out / f"val/1/test_{frame}.png")), expected[frame])
-    assert json.loads((out / "obj3d_like.json").read_text()) == {"num_frames": 11, "image_size": 20, "seed": 5}
+    record = {"num_frames": 11, "image_size": 20, "seed": 5, "simulator": "mujoco"}
+    assert json.loads((out / "obj3d_like.json").read_text()) == record
     printed = capfd.readouterr()
     assert printed.out.splitlines() == [f"making 0.0 GB in {out}", f"{out}: all 4 episodes are there"]
-    assert "44/44" in printed.err and "pybullet" not in printed.err
+    assert "44/44" in printed.err
 
 
 def test_default_options():
@@ -268,8 +407,8 @@ def test_episodes_do_not_depend_on_their_number_nor_on_processes(tmp_path):
     prepare(tmp_path / "two", "--train 4 --val 1 --test 2 --processes 2")
     prepare(tmp_path / "few", "--train 2 --val 1 --test 1 --num_frames 1")
     one, two, few = (contents(tmp_path / name) for name in ("one", "two", "few"))
-    assert len(one) == 15 and one == two
-    few.pop("obj3d_like.json")
+    assert len(one) == 22 and one == two
+    few = {name: content for name, content in few.items() if name.endswith(".png")}
     assert len(few) == 4 and few.items() <= one.items()
 
 
@@ -302,7 +441,7 @@ def test_a_stopped_preparation_goes_on(tmp_path, capsys, how):
     made = sorted((out / "train").iterdir())
     assert 1 <= len(made) < 400
     for episode in made:
-        assert sorted(path.name for path in episode.iterdir()) == ["test_0.png", "test_1.png"]
+        assert sorted(path.name for path in episode.iterdir()) == ["test_0.png", "test_1.png", "truth.npz"]
     # Let what is asked for be little more than what is there, which is not made again.
     number = max(int(episode.name) for episode in made) + 2
     kept = {path: path.stat().st_mtime_ns for episode in made for path in episode.iterdir()}
@@ -350,7 +489,8 @@ def test_other_options_and_fewer_episodes_are_refused(tmp_path):
     before = contents(out)
     for arguments, message in {
         "--train 2 --val 1 --test 1 --seed 1": f"--out: {out} was made with {{'num_frames': 2, 'image_size': 16,"
-        " 'seed': 0}, not {'num_frames': 2, 'image_size': 16, 'seed': 1}; legal: another --out, or --force",
+        " 'seed': 0, 'simulator': 'mujoco'}, not {'num_frames': 2, 'image_size': 16, 'seed': 1, 'simulator': 'mujoco'};"
+        " legal: another --out, or --force",
         "--train 1 --val 1 --test 1": f"--out: {out / 'train'} holds '1', which is none of the 1 episodes of --train",
     }.items():
         with pytest.raises(UserError, match=re.escape(message)) as error:
@@ -393,19 +533,20 @@ def test_illegal_options(tmp_path, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_without_pybullet(tmp_path):
+def test_without_mujoco(tmp_path):
     (tmp_path / "stub").mkdir()
-    (tmp_path / "stub" / "pybullet.py").write_text("raise ModuleNotFoundError(\"No module named 'pybullet'\")")
+    (tmp_path / "stub" / "mujoco.py").write_text("raise ModuleNotFoundError(\"No module named 'mujoco'\")")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "stub")}
     process = run_script(f"--out {tmp_path / 'out'}", env=environment)
     message = process.communicate(timeout=120)[1]
     assert process.returncode == 2
     assert message == (
-        "error: pybullet cannot be imported (No module named 'pybullet'); install it:"
+        "error: mujoco cannot be imported (No module named 'mujoco'); install it:"
         " pip install -r requirements-obj3d-like.txt (see docs/installation.md)\n"
     )
     assert not (tmp_path / "out").exists()
-    assert "pybullet" in (REPOSITORY / "requirements-obj3d-like.txt").read_text()
+    wanted = (REPOSITORY / "requirements-obj3d-like.txt").read_text().splitlines()[-1]
+    assert wanted.startswith("mujoco") and wanted in (REPOSITORY / "requirements-dev.txt").read_text().splitlines()
     assert "requirements-obj3d-like.txt" in (REPOSITORY / "docs" / "installation.md").read_text()
 
 
@@ -431,9 +572,12 @@ def test_what_cannot_be_written_is_named(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(UserError, match="out/val/0: cannot be written: No space left"):
         patch.setattr(Path, "write_bytes", on_a_full_disk)
         prepare(out, "--train 1 --val 1 --test 1")
-    assert set(contents(out)) == {"obj3d_like.json", "train/0/test_0.png", "train/0/test_1.png"}
+    assert set(contents(out)) == {
+        "obj3d_like.json",
+        *(f"train/0/{name}" for name in ("test_0.png", "test_1.png", "truth.npz")),
+    }
     prepare(out, "--train 1 --val 1 --test 1")
-    assert len(contents(out)) == 7
+    assert len(contents(out)) == 10
 
 
 def test_errors_of_a_worker_process_arrive(tmp_path):
