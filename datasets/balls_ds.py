@@ -84,10 +84,10 @@ class _Episodes(FrameSource):
             )
         try:
             with h5py.File(self._path, "r") as file:
-                self._num_episodes, self._num_frames = self._checked_images(file).shape[:2]
+                self._num_episodes, self._num_frames = self._check_images(file).shape[:2]
                 self._names = {"imgs", *(name for name in _ANNOTATIONS if self._has_annotation(file, name))}
                 self._mapped = {
-                    name: _mapped(file[name], self._path) for name in self._names if _is_mappable(file[name])
+                    name: _map_array(file[name], self._path) for name in self._names if _is_mappable(file[name])
                 }
         except (OSError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())
@@ -95,7 +95,7 @@ class _Episodes(FrameSource):
                 f"{self._path} is not a whole HDF5 file that can be read; delete it to make it anew: {reason}"
             ) from error
 
-    def _checked_images(self, file):
+    def _check_images(self, file):
         """The array imgs; UserError unless it is one of videos of `image_size`."""
         images = file.get("imgs")
         legal = "uint8 [episodes, frames, height, width, 3] with height = width"
@@ -168,7 +168,7 @@ def _is_mappable(dataset):
     return dataset.id.get_offset() is not None and dataset.external is None
 
 
-def _mapped(dataset, path):
+def _map_array(dataset, path):
     # Copy on write rather than read only: torch warns of arrays that cannot be written to.
     array = np.memmap(path, dataset.dtype, "c", dataset.id.get_offset(), dataset.shape)
     return array.view(np.ndarray)

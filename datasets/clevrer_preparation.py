@@ -269,7 +269,7 @@ def parse_arguments(arguments):
 
 
 def plan(args):
-    """What is asked for, a list of (video, folder of its episode), all checked and none begun."""
+    """The list of (video, folder of its episode) to make; every video has been found, and nothing is written yet."""
     check_at_least_1("processes", args.processes)
     for split in SPLITS:
         number = getattr(args, f"num_{split.name}")

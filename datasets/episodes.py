@@ -15,8 +15,9 @@ NO_ANNOTATIONS = 4  # positions, sizes, ids, in_camera
 class Windows:
     """Which frames make an item: `windows[index]` is the item's episode, first frame and number of frames.
 
-    Each argument has one entry per episode: it has `counts` items; they begin at its frames 0, `stride`, 2 `stride`,
-    ..., but none after its frame `lasts`; each has `lengths` frames.
+    `counts`, `lasts` and `lengths` have one entry per episode: how many items it has, the last frame at which one may
+    begin, and how many frames each has. Items begin at the frames 0, `stride`, 2 `stride`, ...; those that would begin
+    later begin at the last one.
     """
 
     def __init__(self, counts, lasts, lengths, stride=1):
@@ -30,8 +31,8 @@ class Windows:
 
     @classmethod
     def sliding(cls, lengths, size, ends):
-        """The windows of `size` frames at every offset of episodes of `lengths` frames. Those that would end behind
-        an episode's frame number `ends` are moved back to end there, as far as there are frames before them."""
+        """The windows of `size` frames at every offset of episodes of `lengths` frames. None ends after the first
+        `ends` frames of its episode, if these are `size` or more: it is moved back to end there."""
         lengths = np.asarray(lengths)
         return cls(lengths - size + 1, np.maximum(np.asarray(ends) - size, 0), np.full_like(lengths, size))
 
@@ -57,7 +58,7 @@ class EpisodeVideos(Dataset):
     ids, in_camera, each with T first (see `datasets.balls_ds`); empty where the data set has no such thing.
 
     Raises UserError for an illegal argument, and for files that are missing, damaged or not of the data set's format.
-    A data set is made of this by its `_make_source`.
+    A data set is a subclass that says, in `_make_source`, where its frames come from.
     """
 
     default_root = ""

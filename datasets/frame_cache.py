@@ -2,8 +2,8 @@
 
 All frames of a `FrameSource` lie in one .npy, uint8 [frames, S, S, 3], in `.cache` in the data set's folder, or, where
 that cannot be written to, in a folder of `$XDG_CACHE_HOME/ddlp` (`~/.cache/ddlp`). The file's name ends in the source's
-fingerprint: what is there under that name is whole and of these frames, and the file of frames that have changed is
-replaced. The files can be deleted at any time.
+fingerprint: a file of that name is whole and holds these frames. When the frames change, so does the fingerprint, and
+the old file is deleted. The files can be deleted at any time.
 """
 
 import glob
@@ -29,7 +29,7 @@ _BLOCK = 100  # frames that are decoded at a time
 
 @dataclass(frozen=True)
 class Words:
-    """What is kept, and how to go on without keeping it, for messages."""
+    """For messages: what a cache holds, and how to do without it."""
 
     what: str
     without: str
@@ -67,12 +67,12 @@ class CachedFrames:
             raise UserError(f"{self.path}: has been deleted or replaced in the meantime; start again") from error
 
     def _map(self):
-        self._frames = mapped_npy(self.path)
+        self._frames = map_npy(self.path)
         if (self._frames.dtype, self._frames.shape) != (np.uint8, self._shape):
             raise ValueError(f"{self.path} does not hold {self._shape}")
 
 
-def mapped_npy(path):
+def map_npy(path):
     """The array in a .npy, mapped into memory; what is written to it stays in memory.
 
     Raises OSError, ValueError or EOFError if there is no such file or it is not whole.
@@ -85,7 +85,7 @@ def mapped_npy(path):
 
 
 def with_frame_cache(source):
-    """The `CachedFrames` of a source, decoded and written first where they are not kept yet.
+    """The `CachedFrames` of a source; what is not on disk yet is decoded and written first.
 
     One process decodes, with a bar; others that want the same frames wait for it. Raises UserError where a frame is
     not legal, there is no room, or no folder that can be written to.
@@ -95,18 +95,18 @@ def with_frame_cache(source):
         source.folder,
         name,
         f"{name}_{_fingerprint(source)}.npy",
-        load=lambda path: _whole(path, source),
+        load=lambda path: _load_whole(path, source),
         write=lambda path: _write(path, name, source),
         waiting=f"waiting for another process that decodes the frames of {source.place}",
     )
 
 
 def load_or_build(root, name, file_name, load, write, waiting, words=_FRAMES):
-    """What `load` reads from the file of that name in a cache folder of the data set at `root`, written there first
-    where no folder has it.
+    """What `load` reads from the file `file_name` in a cache folder of the data set at `root`; where no folder has it,
+    `write` writes it first.
 
-    load: a function of a path; None if the file is missing or not as it should be; write: a function of a path, called
-    by one process, while the others of that `name` wait, having printed the line `waiting`. Raises UserError where
+    load: a function of a path, None if the file is missing or not as it should be; write: a function of a path. One
+    process writes, and the others of the same `name` wait, having printed the line `waiting`. Raises UserError where
     there is no room, or no folder that can be written to.
     """
     folders = _folders(Path(root))
@@ -121,7 +121,7 @@ def load_or_build(root, name, file_name, load, write, waiting, words=_FRAMES):
             if load(path) is None:
                 write(path)
     except OSError as error:
-        raise _not_kept([f"{folder} ({error.strerror})"], words) from error
+        raise _cannot_keep([f"{folder} ({error.strerror})"], words) from error
     found = load(path)
     if found is None:
         raise UserError(f"{path}: has been deleted or replaced in the meantime; start again")
@@ -145,14 +145,14 @@ def _folders(root):
 
 @contextmanager
 def folder_lock(root, name, waiting):
-    """Yield the folder, made if need be, in which what is called `name` of the data set at `root` may be kept; the
-    other processes that want to wait meanwhile, having printed the line `waiting`. Raises UserError where none is."""
+    """Yield the cache folder of the data set at `root`, made if need be, and hold the lock `name` in it. A process that
+    has to wait for the lock prints the line `waiting` first. Raises UserError where no folder can be written to."""
     folder = _writable(_folders(root), name, _FRAMES)
     with ExitStack() as stack:
         try:
             stack.enter_context(file_lock(_lock(folder, name), waiting))
         except OSError as error:
-            raise _not_kept([f"{folder} ({error.strerror})"], _FRAMES) from error
+            raise _cannot_keep([f"{folder} ({error.strerror})"], _FRAMES) from error
         yield folder
 
 
@@ -170,17 +170,17 @@ def _writable(folders, name, words):
                 return folder
         except OSError as error:
             reasons.append(f"{folder} ({error.strerror})")
-    raise _not_kept(reasons, words)
+    raise _cannot_keep(reasons, words)
 
 
-def _not_kept(reasons, words):
+def _cannot_keep(reasons, words):
     return UserError(
         f"{words.what} cannot be kept in {' or '.join(reasons)}; legal: one that can be written to, another"
         f" $XDG_CACHE_HOME, {words.without}"
     )
 
 
-def _whole(path, source):
+def _load_whole(path, source):
     """The `CachedFrames` at `path`; None if there are none, or if the file was damaged: some of its frames
     (`FrameSource.samples`) are compared with the source's."""
     try:

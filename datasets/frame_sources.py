@@ -25,8 +25,8 @@ class FrameSource:
     `name`: of the data set and the part, as in "obj3d_train"; `folder`: where the data set lies; `place`: where the
     part lies, in words; `image_size`: side of the frames in pixels; `lengths`: frames of each episode.
 
-    `is_mapped`: whether the frames lie in a file as they are, so that keeping them decoded is of no use. `threads`: how
-    many threads reading is worth (None: as many as there are cores).
+    `is_mapped`: whether the frames lie in a file as they are, so that a cache is of no use. `threads`: how many threads
+    reading is worth (None: as many as there are cores).
     """
 
     is_mapped = False
@@ -43,12 +43,12 @@ class FrameSource:
         raise NotImplementedError
 
     def reader(self, episode):
-        """A function that reads an episode from its first frame to its last: it is called as `read`, but for the
-        episode, with blocks that follow each other, in this order, by threads that need not wait for each other."""
+        """A function of (start, stop) that reads a whole episode, block after block. Threads may call it at the same
+        time, but each block is asked for after the one before it."""
         return partial(self.read, episode)
 
     def samples(self):
-        """The (episode, frame) by which kept frames are compared with the source's."""
+        """The (episode, frame)s by which a cache is compared with the source."""
         last = len(self.lengths) - 1
         return (0, 0), (last, self.lengths[last] - 1)
 
@@ -99,7 +99,7 @@ class FrameFolders(FrameSource):
         self._part = self.val_folder if split == "val" else split
         self.place = str(self.folder / self._part)
         self._legal = f"legal: folders 0, 1, ... of frames {self.prefix}0.png, {self.prefix}1.png, ..."
-        listed = [(name, *self._listed(name)) for name in self._episode_names()]
+        listed = [(name, *self._count_frames(name)) for name in self._episode_names()]
         self._episodes = [(name, digits) for name, digits, _ in listed]
         self.lengths = [length for _, _, length in listed]
         self._side = len(read_png(self._path(0, 0)))
@@ -152,8 +152,8 @@ class FrameFolders(FrameSource):
             raise UserError(f"{self.place}: holds no episodes; {self._legal}{self.how_to_get}")
         return [names[number] for number in sorted(names)]
 
-    def _listed(self, episode):
-        """The digits that the frames' numbers are padded to in the folder of that name, and how many of them are
+    def _count_frames(self, episode):
+        """How many digits the frames' numbers are padded to in the folder of that name, and how many frames of it are
         used."""
         folder = os.path.join(self.place, episode)
         names = {}

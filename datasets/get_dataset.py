@@ -4,8 +4,9 @@ One's own data set is one more `register` line here, or the same call in one's o
 
     register("mine", image="my_package.my_data:MyImages", video="my_package.my_data:MyVideos")
 
-A variant that the data set lacks is left out. A variant is what makes the data set, named "module:attribute" (imported
-when it is first asked for, so that its packages are needed only then) or given itself. It is called as
+A data set may have one of the two variants or both. A variant is a class or function that makes the data set, or its
+name, "module:attribute", which is imported only when the data set is used, as its packages are needed only then. It is
+called as
 
     variant(root, mode=mode, image_size=image_size, sample_length=seq_len)
 
@@ -90,8 +91,8 @@ def get_image_dataset(ds, root, mode="train", image_size=128, seq_len=1, num_ite
     "valid") or "test". `image_size`: side of an image in pixels. `seq_len`: frames per item where the images come
     from videos. `num_items`: use only so many items, spread over the set (all, if there are no more). `cache`: keep
     decoded frames on disk, for the data sets that are decoded, rather than decode them anew for every item. `as_uint8`:
-    leave item 0 of these uint8 in 0..255, a quarter of the bytes to hand from process to process and to the device, for
-    `datasets.episodes.scaled` to scale there.
+    leave item 0 of these uint8 in 0..255, for `datasets.episodes.scaled` to scale on the device: a quarter of the bytes
+    go from process to process and to the device.
 
     Returns a Dataset whose item 0 is float32 [3, H, W] (or [seq_len, 3, H, W] for windows of videos) in 0..1. Raises
     UserError for an unknown name, a data set that has no images, and an illegal argument.
@@ -122,7 +123,7 @@ def _make(kind, ds, root, mode, image_size, seq_len, num_items, cache, as_uint8)
 
 
 def _variant(kind, ds):
-    """The `kind` ("image" or "video") variant of `ds`, imported if it is given by its name."""
+    """The `kind` ("image" or "video") variant of `ds`; one that is named is imported."""
     if ds not in _VARIANTS:
         raise illegal("ds", ds, _names(_VARIANTS))
     variant = getattr(_VARIANTS[ds], kind)
@@ -169,8 +170,7 @@ def _size(config, mode):
 def shard_loader(dataset, batch_size, num_workers=0, accelerator=None, num_frames=None):
     """Batches in order; with several processes, each gets the items i, i + N, i + 2N, ... of its own.
 
-    num_frames: of every entry of an item (of a video), only the first so many frames; `UserError` where there are
-    fewer.
+    num_frames: how many frames of every video to read, from the first (None: all); `UserError` where a video has fewer.
     """
     if accelerator is not None and accelerator.num_processes > 1:
         dataset = Subset(dataset, range(accelerator.process_index, len(dataset), accelerator.num_processes))

@@ -1,8 +1,8 @@
 """Encoded particles of a training set that are kept on disk, mapped into memory and shared by runs and processes.
 
-The tokens of all clips lie in one .npy, float32 [clips, frames, K + 1, F], where decoded frames are kept too
-(`datasets.frame_cache`). The file's name ends in a hash of all that decides what it holds: what is there under that
-name is whole, and another encoder or other frames have a file of their own. The files can be deleted at any time.
+The tokens of all clips lie in one .npy, float32 [clips, frames, K + 1, F], beside the decoded frames
+(`datasets.frame_cache`). The file's name ends in a hash of all that decides what it holds: a file of that name is
+whole, and another encoder or other frames have a file of their own. The files can be deleted at any time.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datasets.frame_cache import Words, load_or_build, mapped_npy, write_blocks
+from datasets.frame_cache import Words, load_or_build, map_npy, write_blocks
 
 _VERSION = 1  # of how clips are encoded and kept; another number makes every file anew
 _SAMPLES = 16  # items that stand for a data set without a fingerprint of its own
@@ -29,7 +29,7 @@ class CachedTokens(Dataset):
 
     def __init__(self, path, shape):
         self.path = Path(path)
-        self._tokens = mapped_npy(path)
+        self._tokens = map_npy(path)
         if (self._tokens.dtype, self._tokens.shape) != (np.float32, tuple(shape)):
             raise ValueError(f"{path} does not hold {tuple(shape)}")
 
@@ -46,7 +46,7 @@ class CachedTokens(Dataset):
 
 
 def cached_tokens(root, ds, key, shape, blocks):
-    """The `CachedTokens` of the data set `ds` at `root`, encoded first, with a bar, where they are not kept yet.
+    """The `CachedTokens` of the data set `ds` at `root`; what is not on disk yet is encoded first, with a bar.
 
     root: a folder, or a file (then its folder), or None; key: dict of all that decides the tokens, beside their `shape`
     [clips, frames, K + 1, F]; blocks: called only where they have to be encoded; returns a generator of tokens

@@ -3,9 +3,9 @@
     root/{train,valid,test}/{00000,00001,...}/{00000,00001,...}.png
 
 `datasets/phyre_preparation.py` makes them with the PHYRE simulator. The colours are inverted (1 - x), so that the
-background is black. The last 30 frames of an episode (3 s, when everything lies still) are cut; of the others the first
-100 make the episode, and one that has fewer is filled up to 100 with its last frame. A window of an episode that was
-filled up ends at the last of its own frames at the latest, unless it has fewer frames than the window.
+background is black. The last 30 frames of an episode (3 s, when everything lies still) are cut. Of the others the first
+100 are used, and an episode that has fewer is filled up to 100 with its last frame. A window ends within the episode's
+own frames, unless there are fewer of them than the window has.
 """
 
 from datasets.episodes import EpisodeVideos

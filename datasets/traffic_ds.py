@@ -1,9 +1,9 @@
 """Traffic: one long recording of a crossing, in one .npy, uint8 [N, 128, 128, 3].
 
-The first 80 % of the frames are for training, the next 10 % for validation, the rest for testing. The whole episodes
-of a part are its consecutive 50 frames; what is left over at its end is not used, which a warning says. Where more than
-50 frames are asked for, as for a long prediction, an episode has as many. Windows begin at every frame of the part;
-those that would go beyond its end are moved back to end there.
+The first 80 % of the frames are for training, the next 10 % for validation, the rest for testing. Whole episodes are
+50 consecutive frames of a part, or as many as a longer `sample_length` says; what is left over at the part's end is not
+used, which a warning says. Windows begin at every frame of the part; those that would go beyond its end are moved back
+to end there.
 
 `datasets/traffic_preparation.py` makes the file of the recording's numbered frames.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.episodes import EpisodeVideos, Windows
-from datasets.frame_cache import mapped_npy
+from datasets.frame_cache import map_npy
 from datasets.frame_sources import FrameSource, resized
 from utils.errors import UserError
 
@@ -59,7 +59,7 @@ class _Recording(FrameSource):
 
     def _map(self):
         try:
-            self._frames = mapped_npy(self._path)
+            self._frames = map_npy(self._path)
         except (OSError, ValueError, EOFError) as error:
             reason = getattr(error, "strerror", None) or "it is not a whole .npy file"
             hint = "" if os.path.exists(self._path) else f"; {_HOW_TO_GET}"

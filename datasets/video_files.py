@@ -259,17 +259,17 @@ def natural_order(name):
     return [int(part) if part.isdecimal() else part for part in parts], name
 
 
-def listed(folder, legal):
+def list_entries(folder, legal):
     """The `os.DirEntry`s of a folder in natural order, but for what is hidden and for documents that lie about.
 
     Raises UserError, which says what is `legal`, where it cannot be read.
     """
     try:
         with os.scandir(folder) as entries:
-            kept = [entry for entry in entries if not _is_ignored(entry.name)]
+            shown = [entry for entry in entries if not _is_ignored(entry.name)]
     except OSError as error:
         raise UserError(f"{folder}: cannot be read: {error.strerror}; legal: {legal}") from error
-    return sorted(kept, key=lambda entry: natural_order(entry.name))
+    return sorted(shown, key=lambda entry: natural_order(entry.name))
 
 
 def _is_ignored(name):
@@ -282,7 +282,7 @@ def find_videos(folder, legal):
 
     Raises UserError, which says what is `legal`, for anything that is none.
     """
-    return {entry.name: _video(entry, legal) for entry in listed(folder, legal)}
+    return {entry.name: _video(entry, legal) for entry in list_entries(folder, legal)}
 
 
 def _video(entry, legal):
@@ -301,7 +301,7 @@ def _video(entry, legal):
 def _frame_folder(folder):
     legal = "in the folder of a video: its frames, all PNG or all JPEG"
     kinds = {}
-    for entry in listed(folder, legal):
+    for entry in list_entries(folder, legal):
         kind = IMAGE_ENDINGS.get(os.path.splitext(entry.name)[1].lower())
         if kind is None or entry.is_dir():
             raise UserError(f"{entry.path}: is no frame; legal {legal}")

@@ -4,14 +4,14 @@
     root/{train,val,test}/{any.mp4, ...}                           ("valid" for "val" is legal)
 
 Without the folders train, val and test the videos are split by their names: the SHA-256 of a name, as a fraction of its
-range, is below 0.1 in test, below 0.2 in val, and else in train. Where that would leave val or test empty, or give one
-of them more than a fifth of all, the videos with the smallest fractions are dealt out, first to test, then to val. So a
-video stays where it is when others are added, but for the few of a small folder. At least three videos are needed.
+range, decides: below 0.1 it is in test, below 0.2 in val, and else in train. But test and val get at least one video
+each, and otherwise at most a fifth of all: the smallest fractions are in test, the next ones in val. So a video stays
+where it is when others are added, but for the few of a small folder. At least three videos are needed.
 
 A video is an .mp4, .avi, .gif, .mov, .mkv or .webm file, or a folder whose PNG or JPEG files, in the natural order of
 their names, are its frames. The largest square in the middle of a frame is resized to the image size (antialiased).
 Hidden files and documents (.txt, .json, ...) are left alone; anything else that is no video is an error, and so is a
-video that is damaged or shorter than what is asked for.
+video that is damaged or shorter than a window or horizon.
 
 Lengths are found by decoding. They are kept in `.cache/video_folder.json`, beside the decoded frames
 (`datasets.frame_cache`), and counted anew for files that have changed.
@@ -32,7 +32,7 @@ from tqdm import tqdm
 from datasets.episodes import EpisodeVideos
 from datasets.frame_cache import folder_lock
 from datasets.frame_sources import FrameSource, note_file, resized
-from datasets.video_files import VIDEO_ENDINGS, FrameFolder, Shape, find_videos, listed
+from datasets.video_files import VIDEO_ENDINGS, FrameFolder, Shape, find_videos, list_entries
 from utils.errors import UserError
 from utils.files import atomic_write, available_cores
 
@@ -55,7 +55,7 @@ def find_splits(root):
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise UserError(f"root: {root} {what}; legal: a folder of {LEGAL}")
-    entries = listed(root, LEGAL)
+    entries = list_entries(root, LEGAL)
     named = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
     folders = [entry.name for entry in entries if entry.name in named and entry.is_dir()]
     if folders:
@@ -141,15 +141,15 @@ def _read_index(path):
 
 
 def _write_index(path, names):
-    kept = _read_index(path)
+    known = _read_index(path)
     new = {name: _counted[name] for name in names if name in _counted}
-    if new.keys() <= kept.keys():
+    if new.keys() <= known.keys():
         return
     # What a video was before it changed is forgotten.
     changed = {name.rpartition(" ")[0] for name in new}
-    kept = {name: shape for name, shape in kept.items() if name.rpartition(" ")[0] not in changed}
+    known = {name: shape for name, shape in known.items() if name.rpartition(" ")[0] not in changed}
     with atomic_write(path) as part:
-        part.write_text(json.dumps({name: astuple(shape) for name, shape in (kept | new).items()}))
+        part.write_text(json.dumps({name: astuple(shape) for name, shape in (known | new).items()}))
 
 
 def _decode_unknown(root, videos, fingerprints):
@@ -209,7 +209,7 @@ class _Videos(FrameSource):
 
 
 class _InOrder:
-    """Blocks out of an iterator of frames, for threads that ask for them in any order: each waits for its turn."""
+    """Blocks out of an iterator of frames: threads may ask for them in any order, and each waits for its turn."""
 
     def __init__(self, frames, take):
         self._frames, self._take, self._next, self._turn = frames, take, 0, Condition()

@@ -61,8 +61,8 @@ def insert_weights(model, weights, path):
 
 
 def optional_entries(model):
-    """The last parts of the names of entries that a state dict may lack: the `OPTIONAL_ENTRIES` of the model's
-    modules, whose absence is information and no error."""
+    """The last parts of the names of the entries that a state dict may lack: the `OPTIONAL_ENTRIES` of the model's
+    modules."""
     return {name for module in model.modules() for name in getattr(module, "OPTIONAL_ENTRIES", ())}
 
 

@@ -5,8 +5,8 @@ import warnings
 
 
 class UserError(ValueError):
-    """A mistake in a configuration, path, file or argument; its text is one line that names what is wrong and what is
-    legal."""
+    """A user's mistake in a configuration, path, file or argument. Its text is one line that says what is wrong and
+    what is legal."""
 
     exit_status = 2
 

@@ -44,7 +44,7 @@ def make_folder(path):
 
 @contextmanager
 def file_lock(path, waiting=None):
-    """Hold the lock of the file at `path` once every other holder has let go; the system frees a killed one's.
+    """Wait for the lock of the file at `path` and hold it; the system frees the lock of a process that was killed.
 
     `waiting`: a line to print on stderr first where another process holds it.
     """

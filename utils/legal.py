@@ -93,7 +93,7 @@ def key(default, meaning, legal=ANY, resumable=False):
 def check_key(entry, value):
     """``value`` as the type of the key ``entry``, or `UserError`. Lists serve as tuples, integers as floats."""
     try:
-        value = _converted(value, entry.type)
+        value = _convert(value, entry.type)
         is_legal = value is None or entry.metadata["legal"].test(value)
     except (TypeError, OverflowError):  # another type, or an integer too large for a float
         is_legal = False
@@ -152,15 +152,15 @@ def _parse_list(text, kind):
         return text
 
 
-def _converted(value, kind):
+def _convert(value, kind):
     """``value`` as ``kind``; TypeError if it is something else."""
     if is_nullable(kind):
-        return None if value is None else _converted(value, get_args(kind)[0])
+        return None if value is None else _convert(value, get_args(kind)[0])
     if is_list(kind):
         items = get_args(kind)
         if not isinstance(value, (list, tuple)) or (Ellipsis not in items and len(value) != len(items)):
             raise TypeError
-        return tuple(_converted(item, items[0]) for item in value)
+        return tuple(_convert(item, items[0]) for item in value)
     accepted = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise TypeError

@@ -25,7 +25,7 @@ def _choose(table, name, argument):
     return table[name]
 
 
-def _balanced(kl, posterior, prior, balance):
+def _balance_kl(kl, posterior, prior, balance):
     """KL balancing: (1 - balance) KL(sg(posterior) || prior) + balance KL(posterior || sg(prior)), sg stopping the
     gradient; `balance` 0.5 is the plain KL with its full gradient. `kl` takes the tensors of both, in order."""
     if balance == 0.5:
@@ -57,7 +57,7 @@ def calc_kl(logvar, mu, mu_o=0.0, logvar_o=0.0, reduce="sum", balance=0.5):
     Raises `UserError` for an unknown `reduce`.
     """
     reduction = _choose(_REDUCTIONS, reduce, "calc_kl: reduce")
-    return reduction(_balanced(_gaussian_kl, (logvar, mu), _as_tensors((mu_o, logvar_o), mu), balance))
+    return reduction(_balance_kl(_gaussian_kl, (logvar, mu), _as_tensors((mu_o, logvar_o), mu), balance))
 
 
 def _beta_kl(alpha, beta, alpha_o, beta_o, eps):
@@ -94,7 +94,7 @@ def calc_kl_beta_dist(alpha_post, beta_post, alpha_prior, beta_prior, reduce="no
         return _beta_kl(*(parameter.to(dtype) for parameter in parameters), eps).to(alpha_post.dtype)
 
     prior = _as_tensors((alpha_prior, beta_prior), alpha_post)
-    return reduction(_balanced(kl, (alpha_post, beta_post), prior, balance))
+    return reduction(_balance_kl(kl, (alpha_post, beta_post), prior, balance))
 
 
 def calc_reconstruction_loss(x, recon_x, loss_type="mse", reduction="sum"):
@@ -170,7 +170,7 @@ class VGGDistance(nn.Module):
     grow with it. vgg_coeff: weight of the features against the squared error.
 
     Raises `UserError` for an illegal argument and for an unreadable weight file, `MissingWeightsError` if the weights
-    are neither cached nor to be had (`utils.pretrained`).
+    are neither on disk nor to be downloaded (`utils.pretrained`).
     """
 
     def __init__(

@@ -27,7 +27,7 @@ DOWNLOAD_TIMEOUT = 10.0  # seconds that a connection may be silent before the do
 
 
 class MissingWeightsError(UserError):
-    """Pretrained weight files that are neither in the cache nor to be had."""
+    """Pretrained weight files that are neither on disk nor to be downloaded."""
 
 
 class WeightFile(NamedTuple):
