@@ -4,6 +4,7 @@
 fills its weights, `NAME.npz` its input and outputs, computed in float64 and stored as float32.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -15,8 +16,9 @@ PUBLISHED = Path(__file__).parent / "published"
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
+@functools.cache
 def arrays(name):
-    """All arrays of a case, by key."""
+    """All arrays of a case, by key; read only."""
     with np.load(FOLDER / f"{name}.npz") as file:
         return {key: file[key] for key in file.files}
 
@@ -28,6 +30,12 @@ def case(name):
 
 def manifest(name):
     return json.loads((FOLDER / f"{name}.manifest.json").read_text())
+
+
+@functools.cache
+def weights(name):
+    """The weights of a case."""
+    return state_dict(manifest(name), case(name)["seed"])
 
 
 def state_dict(manifest, seed):

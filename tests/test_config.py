@@ -283,6 +283,19 @@ def test_replace_refuses_an_unknown_key(shapes):
     assert config.replace(lr=0.1) != config and config.replace(lr=config.lr) == config
 
 
+def test_what_may_change_when_a_run_goes_on(shapes):
+    config = Config.from_dict(shapes)
+    assert config.resume(num_epochs=200, lr=config.lr, device="cpu") == config.replace(num_epochs=200, device="cpu")
+    with pytest.raises(UserError, match=r"^lr is 0.5; legal: 0.0002, .*num_epochs"):
+        config.resume(lr=0.5)
+    with pytest.raises(UserError, match=r"^command line: num_epochs is 0; legal"):
+        config.resume(num_epochs=0)
+    diffuse = DiffuseConfig(ds="mine", ddlp_dir="run")
+    assert diffuse.resume(train_num_steps=5, sampler="ddim").sampler == "ddim"
+    with pytest.raises(UserError, match=r"^loss_type is "):
+        diffuse.resume(loss_type="l2")
+
+
 def test_not_an_object_is_refused():
     with pytest.raises(UserError, match=r"^here: not a JSON object"):
         Config.from_dict(["ds"], where="here")

@@ -274,18 +274,18 @@ def test_denoisers_can_learn_one_batch(kind):
     torch.manual_seed(0)
     model = PINTDenoiser(5, 64, 64, block_size=3, max_particles=5, dropout=0.0)
     if kind == "unet":
-        model = UNetDenoiser(5, 32, 2, max_particles=5, dropout=0.0)
+        model = UNetDenoiser(5, 16, 2, max_particles=5, dropout=0.0)
     diffusion = GaussianDiffusionPINT(model, seq_length=3, timesteps=20, objective="pred_x0")
     x = normal(4, 3, 5, 5, dtype=torch.float32).clamp(-1, 1)
     t, noise = torch.tensor([2, 8, 14, 19]), normal(4, 3, 5, 5, seed=1, dtype=torch.float32)
     optimizer = torch.optim.Adam(diffusion.parameters(), 5e-3)
     losses = []
-    for _ in range(150):
+    for _ in range(60):
         losses.append(diffusion.p_losses(x, t, noise=noise))
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()
-    assert losses[-1] < 0.25 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
 
 
 # ------------------------------------------------------------------------------------------- schedule and formulas

@@ -26,7 +26,7 @@ def load_model(name, dtype):
         model = ObjectDynamicsDLP(**case["arguments"], depth_logvar_from_mean=True)
     else:
         model = ObjectDLP(**case["arguments"])
-    model.load_state_dict(golden.state_dict(golden.manifest(name), case["seed"]), strict=True)
+    model.load_state_dict(golden.weights(name), strict=True)
     return model.to(dtype).eval()
 
 
