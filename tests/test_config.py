@@ -347,6 +347,8 @@ def test_load_by_name_and_path(shapes, tmp_path, monkeypatch):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({**shapes, "batch_size": 7}))
     assert Config.load("mine.json").batch_size == Config.load(path).batch_size == 7
+    path.write_text(json.dumps({**shapes, "batch_size": 8}), encoding="utf-8-sig")  # as some editors save it
+    assert Config.load(path).batch_size == 8
     assert Config.load("shapes").batch_size == 32
 
 

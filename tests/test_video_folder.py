@@ -256,6 +256,12 @@ def test_split_by_name(number):
         assert all(70 < len(parts[split]) < 130 for split in ("val", "test"))
 
 
+def test_no_split_but_training_gets_more_than_a_fifth():
+    for start in range(0, 300, 8):  # in some of these eights two or more fractions are small
+        parts = split_by_name([f"clip_{n}.mp4" for n in range(start, start + 8)])
+        assert [len(parts[split]) for split in ("val", "test")] == [1, 1]
+
+
 def test_videos_stay_in_their_split_when_others_are_added(root):
     names = [f"clip_{n}.mp4" for n in range(400)]
     before, after = split_by_name(names[:200]), split_by_name(names)
