@@ -51,7 +51,7 @@ class Decoding(TensorTree):
 
     glimpses: Tensor  # [*, K, 1 + C, g, g]: alpha, colours
     foreground: Tensor  # [*, C, H, W]
-    alpha_masks: Tensor  # [*, K, 1, H, W]
+    alpha_masks: Tensor | None  # [*, K, 1, H, W], if wanted
     bg: Tensor  # [*, C, H, W]
     rec: Tensor  # [*, C, H, W]
 
@@ -137,7 +137,8 @@ class ParticleModel(nn.Module):
                 )
             frames.append(frame)
         posteriors, particles, glimpses = zip(*frames, strict=True)
-        proposals = proposals[:, [min(t, prior_frames - 1) for t in range(T)]]
+        repeated = proposals[:, -1:].expand(-1, T - prior_frames, -1, -1)
+        proposals = torch.cat([proposals, repeated], dim=1)
         return Encoding(proposals, Posterior.stack(posteriors), Particles.stack(particles), torch.stack(glimpses, 1))
 
     def _encode_background(self, x, encoding, stage, mask=None):
@@ -151,9 +152,9 @@ class ParticleModel(nn.Module):
         encoding.particles.z_bg = encoding.posterior.bg.sample(stage.deterministic)
         return mask
 
-    def _decode(self, particles, noisy=False):
+    def _decode(self, particles, noisy=False, alpha_masks=True):
         """`Particles` [B, K, ...] -> `Decoding`."""
-        foreground = self.fg_module.decode(particles, noisy)
+        foreground = self.fg_module.decode(particles, noisy, alpha_masks)
         return self._add_background(foreground, particles.z_bg)
 
     def _add_background(self, foreground, z_bg):
@@ -171,9 +172,9 @@ class ParticleModel(nn.Module):
             "alpha_masks": alpha_masks,
         }
 
-    def _autoencode(self, x, encoding, stage, bg_masks_from_fg):
+    def _autoencode(self, x, encoding, stage, bg_masks_from_fg, alpha_masks):
         """Encode the background of [B, C, H, W] images and decode all. Completes `encoding`; returns a `Decoding`."""
-        foreground = self.fg_module.decode(encoding.particles, stage.noisy)
+        foreground = self.fg_module.decode(encoding.particles, stage.noisy, alpha_masks)
         self._encode_background(x, encoding, stage, foreground[2] if bg_masks_from_fg else None)
         return self._add_background(foreground, encoding.particles.z_bg)
 
@@ -339,13 +340,15 @@ class ObjectDLP(ParticleModel):
         warmup=False,
         noisy=False,
         train_enc_prior=True,
+        alpha_masks=True,
     ):
         """Encode and decode.
 
         x: [B, C, H, W], or [B, T, C, H, W], whose frames count as images of one batch (with `use_tracking`: as a clip).
         deterministic: means instead of samples; bg_masks_from_fg: the background's encoder sees what the decoded
         particles leave free, instead of what lies outside their squares; x_prior: images for the proposals instead of
-        x; warmup, noisy: the training stages; train_enc_prior: whether gradients reach the prior.
+        x; warmup, noisy: the training stages; train_enc_prior: whether gradients reach the prior; alpha_masks=False:
+        without `alpha_masks`, which training does not need and without which drawing takes much less memory.
 
         Returns a dict, batch [B * T, ...]: `kp_p` proposals [., N, 2]; `rec` image, `dec_objects` foreground, `bg`
         background [., C, H, W]; `alpha_masks` [., K, 1, H, W]; `mu` = `z_base` anchors, `logvar` = 0, `z` positions
@@ -358,7 +361,7 @@ class ObjectDLP(ParticleModel):
         clip = self._as_clip(x)
         x_prior = None if x_prior is None else self._as_clip(x_prior)
         encoding = self._encode_frames(clip, stage, x_prior, train_enc_prior).merge_time()
-        decoding = self._autoencode(clip.flatten(0, 1), encoding, stage, bg_masks_from_fg)
+        decoding = self._autoencode(clip.flatten(0, 1), encoding, stage, bg_masks_from_fg, alpha_masks)
         return {**encoding_dict(encoding), **decoding_dict(decoding)}
 
     def _as_clip(self, x):
@@ -395,7 +398,7 @@ class ObjectDLP(ParticleModel):
         anchors = self.fg_module.anchors(x, proposals)
         frame = self.fg_module.encode(x, anchors, stage, refinement_iter, cropped_objects_prev, scale_prev)
         encoding = Encoding(proposals, *frame)
-        mask = self.fg_module.decode(encoding.particles, noisy)[2] if bg_masks_from_fg else None
+        mask = self.fg_module.decode(encoding.particles, noisy, alpha_masks=False)[2] if bg_masks_from_fg else None
         mask = self._encode_background(x, encoding, stage, mask)
         return encoded_dict(encoding, mask)
 
@@ -527,6 +530,7 @@ class ObjectDynamicsDLP(ParticleModel):
         train_enc_prior=True,
         num_static_frames=4,
         pint_noise=0.0,
+        alpha_masks=True,
     ):
         """Encode, decode and predict.
 
@@ -546,7 +550,7 @@ class ObjectDynamicsDLP(ParticleModel):
         x_prior = x_prior if forward_dyn or x_prior is None else _as_images(x_prior)
         prior_frames = num_static_frames if forward_dyn else None
         encoding = self._encode_clip(clip, stage, x_prior, prior_frames, train_enc_prior).merge_time()
-        decoding = self._autoencode(clip.flatten(0, 1), encoding, stage, bg_masks_from_fg)
+        decoding = self._autoencode(clip.flatten(0, 1), encoding, stage, bg_masks_from_fg, alpha_masks)
         output = {**encoding_dict(encoding), **decoding_dict(decoding)}
         if forward_dyn:
             past = encoding.particles.split_time(x.shape[1]).frames(slice(None, -1))
@@ -646,7 +650,7 @@ class ObjectDynamicsDLP(ParticleModel):
         """The particles of clips [B, T, C, H, W] of any length: `Particles` [B, T, ...], the posteriors' means."""
         self._check_input(x, dims=(5,))
         encoding = self._encode_clip(x, Stage(deterministic=True)).merge_time()
-        mask = self.fg_module.decode(encoding.particles)[2] if bg_masks_from_fg else None
+        mask = self.fg_module.decode(encoding.particles, alpha_masks=False)[2] if bg_masks_from_fg else None
         self._encode_background(x.flatten(0, 1), encoding, Stage(deterministic=True), mask)
         return encoding.particles.split_time(x.shape[1])
 
@@ -663,7 +667,7 @@ class ObjectDynamicsDLP(ParticleModel):
         """Draw `Particles` [B, T, ...]: [B, T, C, H, W]. A few frames at a time, so that long videos fit in memory."""
         frames, count = particles.merge_time(), particles.z.shape[0] * particles.z.shape[1]
         parts = [
-            self._decode(frames.map(lambda x, start=start: x[start : start + FRAMES_AT_ONCE])).rec
+            self._decode(frames.map(lambda x, start=start: x[start : start + FRAMES_AT_ONCE]), alpha_masks=False).rec
             for start in range(0, count, FRAMES_AT_ONCE)
         ]
         return torch.cat(parts).unflatten(0, particles.z.shape[:2])
@@ -956,13 +960,13 @@ def unflatten(output, sizes):
 
 def decoding_dict(decoding):
     """The part of the output dictionary that decoding fills."""
-    return {
+    output = {
         "rec": decoding.rec,
         "dec_objects": decoding.foreground,
         "dec_objects_original": decoding.glimpses,
         "bg": decoding.bg,
-        "alpha_masks": decoding.alpha_masks,
     }
+    return output if decoding.alpha_masks is None else {**output, "alpha_masks": decoding.alpha_masks}
 
 
 def posterior_of(output):

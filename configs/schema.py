@@ -198,6 +198,7 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
     )
     dyn_particle_cache: bool = key(True, "encode the training set once when the dynamics alone are trained")
     pint_noise: float = key(0.0, "standard deviation of noise on the positions that PINT sees in training", at_least(0))
+    cuda_graphs: bool = key(False, "replay training steps as CUDA graphs, which small models on one GPU gain by")
     precision: str = key(
         "float32", "of training: bfloat16 where it is safe, or float32 everywhere", one_of(*PRECISIONS)
     )
@@ -277,6 +278,7 @@ class DiffuseConfig(BaseConfig):
     )
     ema_decay: float = key(0.995, "decay of the moving average of the weights", FRACTION)
     ema_update_every: int = key(10, "training steps between two updates of the moving average", at_least(1))
+    cuda_graphs: bool = key(False, "replay training steps as CUDA graphs, which small models on one GPU gain by")
     precision: str = key(
         "float32", "of training: bfloat16 where it is safe, or float32 everywhere", one_of(*PRECISIONS)
     )

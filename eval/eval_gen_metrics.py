@@ -49,7 +49,7 @@ def measure_reconstructions(model, dataset, images, batch_size=32, num_workers=0
     for batch in tqdm(loader, desc="image metrics", leave=False, disable=not is_main):
         x = scaled(batch[0].to(images.device))
         targets = x.reshape(-1, *x.shape[-3:])
-        values = images(model(x, deterministic=True)["rec"], targets)
+        values = images(model(x, deterministic=True, alpha_masks=False)["rec"], targets)
         totals = {name: total + values[name].sum() for name, total in totals.items()}
         count += len(targets)
     return {name: mean_over_processes(total, count, accelerator).item() for name, total in totals.items()}

@@ -79,7 +79,7 @@ def mean_elbo(
     total, count = torch.zeros((), device=device), 0
     for i, batch in enumerate(tqdm(loader, desc="validation", leave=False, disable=not is_main)):
         x = scaled(batch[0].to(device))
-        output = model(x, deterministic=True, **(forward_options or {}))
+        output = model(x, deterministic=True, alpha_masks=False, **(forward_options or {}))
         total += model.calc_elbo(x, output, **elbo_options)["loss"] * len(x)
         count += len(x)
         if i == 0 and figure is not None and is_main:

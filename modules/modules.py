@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from modules.compositing import draw_glimpses
 from modules.particles import BetaParams, Gaussian, Particles, Posterior
 from modules.spatial import compose, cut_glimpses, generate_correlation_maps, paste_glimpses, square_mask
 
@@ -542,16 +543,21 @@ class Foreground(nn.Module):
         )
         return posterior, particles, glimpses
 
-    def decode(self, particles, noisy=False):
+    def decode(self, particles, noisy=False, alpha_masks=True):
         """particles: [B, K, ...]. Returns decoded glimpses [B, K, 1 + C, g, g], the foreground [B, C, H, W], the
-        background's mask [B, 1, H, W] and the alpha masks [B, K, 1, H, W]."""
+        background's mask [B, 1, H, W] and the alpha masks [B, K, 1, H, W], or None unless `alpha_masks`: without them
+        drawing takes a fraction of the time and of the memory."""
         size = self.config.image_size
         glimpses = self.object_dec(particles.z_features.flatten(0, 1)).unflatten(0, particles.z.shape[:2])
-        canvas = paste_glimpses(glimpses, particles.z, torch.sigmoid(particles.z_scale), size, size)
+        placed = glimpses, particles.z, torch.sigmoid(particles.z_scale)
+        if not (noisy or alpha_masks):
+            return glimpses, *draw_glimpses(*placed, particles.obj_on, particles.z_depth, size, size), None
+        canvas = paste_glimpses(*placed, size, size)
         alpha, rgb = canvas[:, :, :1], canvas[:, :, 1:]
         if noisy:
             alpha = (alpha + 0.1 * torch.randn_like(alpha)).clamp(0, 1)
-        return glimpses, *compose(alpha, rgb, particles.obj_on, particles.z_depth)
+        foreground, bg_mask, masks = compose(alpha, rgb, particles.obj_on, particles.z_depth)
+        return glimpses, foreground, bg_mask, masks if alpha_masks else None
 
     def outside_mask(self, particles):
         """1 where no particle is, 0 where one is: [B, 1, H, W], from squares of the anchors' size."""

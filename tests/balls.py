@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import h5py
 import torch
 
 from configs.schema import Config
@@ -14,6 +15,7 @@ from utils import checkpoints
 
 ROOT = Path(__file__).parents[1]
 NUM_FRAMES = 14
+HORIZON, COND = 9, 4  # of the predictions that tests make: frames in all, and those that are seen
 SMALL = {
     "ds": "balls",
     "device": "cpu",
@@ -80,3 +82,13 @@ def run_in(folder, main, *arguments):
     finally:
         os.chdir(before)
         torch.set_num_threads(threads)
+
+
+def videos(balls_data, mode="test"):
+    """Images [N, T, 3, H, W] and positions [N, T, n, 2], read independently of the loader."""
+    with h5py.File(f"{balls_data}/{mode}.hdf5") as file:
+        return torch.from_numpy(file["imgs"][:]).permute(0, 1, 4, 2, 3).float() / 255, file["positions"][:]
+
+
+def predict(run, x, horizon=HORIZON, cond=COND):
+    return run.load_model().sample(x[:, :horizon], horizon - cond, cond_steps=cond, return_z=True)

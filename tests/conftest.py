@@ -15,6 +15,10 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if not config.getoption("--gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the numbers are those of the CPU, wherever the tests run
+        return
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ def published(name):
 
 def assert_close(actual, expected, dtype, label):
     """float64: within 1e-6 of the array's largest magnitude; float32: 95 % of the array within 3e-3 of it."""
-    actual = actual.detach().double().numpy()
+    actual = actual.detach().cpu().double().numpy()
     assert actual.shape == expected.shape, label
     error = np.abs(actual - expected) / max(np.abs(expected).max(), 1e-12)
     if dtype is torch.float64:

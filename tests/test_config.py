@@ -36,6 +36,7 @@ ADDED = {
     "dyn_particle_cache": True,
     "pint_noise": 0.0,
     "precision": "float32",
+    "cuda_graphs": False,
     "seed": 0,
     "num_workers": 2,
     "metrics": ["lpips", "ssim", "psnr"],

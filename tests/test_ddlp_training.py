@@ -1,43 +1,44 @@
 """DDLP's training through its command: run directory, stages, discount, exact resume."""
 
-import json
+import shutil
+from functools import partial
 
-import imageio.v3 as iio
+import h5py
 import pytest
 import torch
 from PIL import Image
 
 import train_ddlp
+import train_dlp
 from configs.schema import Config
+from datasets import get_dataset
 from models import ObjectDynamicsDLP
-from rundir.run import Run
-from tests.balls import run_in, write_config
-from tests.test_training import assert_same_run, train
-from training.loop import Trainer, make_accelerator
-from utils import checkpoints
+from modules.particles import BetaParams
+from tests import runs
+from tests.balls import SMALL
+from tests.runs import assert_same, assert_same_run, the_run, write_json
+from training.loop import TrainingLoop
+from training.particles import DDLPTask, leaves_parameters_unused
+from utils.device import make_accelerator
 from utils.errors import UserError
 
-
-def the_run(folder):
-    (path,) = folder.glob("*_balls_ddlp*")
-    return path
+train, resume = partial(runs.train, train_ddlp.main), partial(runs.resume, train_ddlp.main)
+FIRST_STATIC = {"start_dyn_epoch": 1, "warmup_epoch": 0}
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, balls_data):
+def config(balls_data):
+    return {**SMALL, "root": balls_data}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, config):
     """Two epochs of four iterations, the first without the dynamics."""
-    folder = tmp_path_factory.mktemp("trained")
-    write_config(folder, balls_data, start_dyn_epoch=1, warmup_epoch=0)
-    run_in(folder, train_ddlp.main, "-d", "small.json")
-    return the_run(folder)
-
-
-def records(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return train(tmp_path_factory.mktemp("trained"), config, figures=True, **FIRST_STATIC)
 
 
 def test_the_run_directory_holds_what_training_promises(trained):
-    names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
+    names = {str(path.relative_to(trained.path)) for path in trained.path.rglob("*") if path.is_file()}
     figures = {
         f"figures/{name}_{epoch}.jpg" for name in ("image", "image_valid", "image_obj", "image_seg") for epoch in (0, 1)
     }
@@ -45,69 +46,198 @@ def test_the_run_directory_holds_what_training_promises(trained):
     saves = {f"saves/{name}" for name in ("balls_ddlp.pth", "balls_ddlp_best.pth", "training_state.pt")}
     others = {"hparams.json", "log.txt", "metrics.jsonl", "last_val_image_metrics.json", "figures/balls_ddlp_graph.jpg"}
     assert names == figures | animations | saves | others
-    run = Run.open(trained)
-    assert run.kind == "ddlp" and isinstance(run.load_model(), ObjectDynamicsDLP)
-
-
-def test_an_animation_is_the_validation_episode_beside_its_prediction(trained, balls_data):
-    run = Run.open(trained)
-    frames = iio.imread(trained / "figures" / "e1_traj_anim_0.gif")
-    with Image.open(trained / "figures" / "e1_traj_anim_0.gif") as gif:
-        assert gif.info["duration"] == 60 and gif.n_frames == run.config.animation_horizon == len(frames)
+    assert trained.kind == "ddlp" and isinstance(trained.load_model(), ObjectDynamicsDLP)
+    with Image.open(trained.figures / "e1_traj_anim_0.gif") as gif:
+        assert gif.info["duration"] == 60 and gif.n_frames == SMALL["animation_horizon"]
 
 
 def test_without_the_dynamics_only_the_images_are_learned(trained):
-    static, dynamic = records(trained)
+    static, dynamic = trained.records()
     assert static["kl_dyn"] == 0 and dynamic["kl_dyn"] > 0
     assert static["iteration"] == 4 and dynamic["iteration"] == 8
     assert {"val_loss", "psnr", "ssim", "visible", "beta_a", "beta_b", "scale", "loss_rec"} <= dynamic.keys()
     assert "ssim_std" not in static and dynamic["ssim_std"] > 0  # image metrics from epoch 1 on
 
 
-def trainer_for(folder, balls_data, **changes):
-    config = Config.load(str(write_config(folder, balls_data, **changes)))
-    accelerator = make_accelerator("cpu")
-    return Trainer(DDLPTask(config, accelerator), config, accelerator, "resume")
+def test_a_resumed_run_equals_one_never_stopped(trained, config, tmp_path):
+    """One epoch, then the second with --resume: every bit as in one go."""
+    run = train(tmp_path, config, num_epochs=1, **FIRST_STATIC)
+    resume(run, num_epochs=2)
+    assert_same_run(run, trained)
+
+
+def test_training_from_python_returns_the_saved_model(config, tmp_path, monkeypatch):
+    path = write_json(tmp_path, config, num_epochs=1, train_size=4, eval_im_metrics=False)
+    monkeypatch.chdir(tmp_path)
+    with runs.no_figures():
+        model = train_ddlp.train_ddlp(path)
+    assert type(model) is ObjectDynamicsDLP and not any(module.training for module in model.modules())
+    assert_same(dict(model.state_dict()), dict(the_run(tmp_path).load_model().state_dict()), "weights")
+
+
+def test_data_sets_are_made_once(config, tmp_path, monkeypatch):
+    """For a training with two evaluations."""
+    made, video_dataset = [], get_dataset.get_video_dataset
+
+    def noting(ds, root, num_frames, mode, *others, **options):
+        made.append(mode)
+        return video_dataset(ds, root, num_frames, mode, *others, **options)
+
+    monkeypatch.setattr(get_dataset, "get_video_dataset", noting)
+    run = train(tmp_path, config, train_size=4, metrics=["psnr"])
+    assert "psnr_std" in run.records()[1] and sorted(made) == ["train", "val"]
+
+
+# ------------------------------------------------------------------------------------------------------------- steps
+
+
+def new_loop(config, **changes):
+    config, accelerator = Config.from_dict({**config, **changes}), make_accelerator("cpu")
+    return TrainingLoop(DDLPTask(config, accelerator), config, accelerator, "resume")
+
+
+def test_train_size_takes_windows_from_all_over_the_training_set(config):
+    items = new_loop(config, train_size=5, batch_size=1).task.training_items
+    with h5py.File(f"{config['root']}/train.hdf5") as file:
+        images = file["imgs"][:]
+    windows = [images[episode, first : first + 4] for episode in range(3) for first in range(14 - 4 + 1)]
+    assert len(items) == 5
+    for item, window in zip(items, (0, 6, 13, 19, 26), strict=True):  # of 33
+        assert torch.equal(item[0], torch.from_numpy(windows[window]).permute(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize("start_dyn_epoch", [0, 1])
-def test_the_dynamics_learn_from_their_epoch_on(start_dyn_epoch, balls_data, tmp_path):
-    trainer = trainer_for(tmp_path, balls_data, start_dyn_epoch=start_dyn_epoch, num_epochs=1, warmup_epoch=0)
-    before = {name: value.clone() for name, value in trainer.bare_model.state_dict().items()}
-    batch = next(iter(trainer.loader))
-    trainer.progress.iteration = 10**6
-    trainer.model.train()
-    losses = trainer.task.losses(trainer.model, batch, trainer.progress)
+def test_the_dynamics_learn_from_their_epoch_on(start_dyn_epoch, config):
+    loop = new_loop(config, start_dyn_epoch=start_dyn_epoch, num_epochs=1, warmup_epoch=0)
+    loop.progress.iteration = 10**6
+    loop.model.train()
+    losses = loop.task.losses(loop.model, next(iter(loop._make_loader())), loop.progress)
     losses["loss"].backward()
-    trainer.optimizer.step()
-    after = trainer.bare_model.state_dict()
-    moved = [name for name in before if name.startswith("dyn_module") and not torch.equal(before[name], after[name])]
-    assert bool(moved) is (start_dyn_epoch == 0)
-    assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("fg_module"))
+    moved = {
+        name.split(".")[0]
+        for name, parameter in loop.bare_model.named_parameters()
+        if parameter.grad is not None and parameter.grad.any()
+    }
+    assert ("dyn_module" in moved) is (start_dyn_epoch == 0) and "fg_module" in moved
 
 
 @pytest.mark.parametrize(("epoch", "learning"), [(1, {"fg_module", "bg_module", "dyn_module"}), (2, {"dyn_module"})])
-def test_from_its_epoch_on_the_dynamics_learn_alone(epoch, learning, balls_data, tmp_path):
-    trainer = trainer_for(tmp_path, balls_data, dyn_only_epoch=2, num_epochs=4, warmup_epoch=0)
-    batch = next(iter(trainer.loader))
-    trainer.progress.iteration = 10**6
-    for trainer.progress.epoch in (2, epoch):  # also back from there, as when an earlier state is resumed
-        trainer.optimizer.zero_grad(set_to_none=True)
-        losses = trainer.task.losses(trainer.model, batch, trainer.progress)
+def test_from_its_epoch_on_the_dynamics_learn_alone(epoch, learning, config):
+    loop = new_loop(config, dyn_only_epoch=2, num_epochs=4, warmup_epoch=0, dyn_particle_cache=False)
+    batch = next(iter(loop._make_loader()))
+    loop.progress.iteration = 10**6
+    for loop.progress.epoch in (2, epoch):  # also back from there, as when an earlier state is resumed
+        loop.optimizer.zero_grad(set_to_none=True)
+        losses = loop.task.losses(loop.model, batch, loop.progress)
         losses["loss"].backward()
-    found = {name.split(".")[0] for name, p in trainer.bare_model.named_parameters() if p.grad is not None}
+    found = {name.split(".")[0] for name, p in loop.bare_model.named_parameters() if p.grad is not None}
     assert found == learning
     assert losses["loss_rec"] > 0 and losses["kl_dyn"] > 0
 
 
-def test_a_step_minimises_the_elbo_of_the_configuration(balls_data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"start_dyn_epoch": 1}, {"dyn_only_epoch": 2}, {"train_enc_prior": False}],
+    ids=str,
+)
+def test_several_processes_know_whether_parameters_go_unused(changes, config):
+    """Which they have to be told. Warm-up leaves none without a gradient."""
+    loop, unused = new_loop(config, **{"warmup_epoch": 1, **changes}), False
+    for loop.progress.epoch in range(3):
+        batch = next(iter(loop._make_loader()))
+        loop.optimizer.zero_grad(set_to_none=True)
+        loop.task.losses(loop.model, batch, loop.progress)["loss"].backward()
+        unused |= any(parameter.grad is None for parameter in loop.bare_model.parameters())
+    assert leaves_parameters_unused(loop.config) is unused is bool(changes)
+
+
+# ---------------------------------------------------------------------------------- the dynamics on encoded particles
+
+ALONE = {"dyn_only_epoch": 1, "num_epochs": 3, "warmup_epoch": 0, "eval_im_metrics": False, "eval_epoch_freq": 9}
+
+
+def test_pints_gradient_is_that_of_the_whole_loss(config, tmp_path, monkeypatch):
+    """On the same particles, which are equal where no noise is drawn, and no map is scaled by the whole batch."""
+    root = str(shutil.copytree(config["root"], tmp_path / "data"))
+    config = {**config, "root": root, "use_correlation_heatmaps": False}
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    monkeypatch.setattr(BetaParams, "sample", lambda self, deterministic=False: self.a / (self.a + self.b))
+    norms = {}
+    for cached in (False, True):
+        loop = new_loop(config, dyn_particle_cache=cached, beta_dyn=0.3, discount_iterations=50, **ALONE)
+        loop.progress.epoch, loop.progress.iteration = 2, 11
+        batch = next(iter(loop._make_loader()))
+        losses = loop.task.losses(loop.model.eval(), batch, loop.progress)
+        losses["loss"].backward()
+        gradients = {name: p.grad for name, p in loop.bare_model.named_parameters() if p.grad is not None}
+        norms[cached] = losses["kl_dyn"], gradients
+    (kl, gradients), (kl_cached, gradients_cached) = norms[False], norms[True]
+    torch.testing.assert_close(kl_cached, kl)
+    assert gradients.keys() == gradients_cached.keys() and all(name.startswith("dyn_module.") for name in gradients)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradients_cached[name], gradient, rtol=1e-3, atol=1e-6 + 1e-4 * gradient.abs().max())
+
+
+def test_particles_are_encoded_once_and_drawn_anew(config, tmp_path, monkeypatch):
+    root = shutil.copytree(config["root"], tmp_path / "data")
+    encoded, encode = [], ObjectDynamicsDLP.encode_posterior
+
+    def noting(model, x, *others):
+        encoded.append(len(x))
+        return encode(model, x, *others)
+
+    monkeypatch.setattr(ObjectDynamicsDLP, "encode_posterior", noting)
+    run = train(tmp_path, {**config, "root": str(root)}, train_size=16, **ALONE)
+    assert encoded == [1, 16]  # a clip for the shapes, then all clips, in the first of the two epochs
+    first, *later = run.records()
+    assert "loss_rec" in first and all(record.keys() & {"loss_rec", "kl_dyn"} == {"kl_dyn"} for record in later)
+    loop = new_loop({**config, "root": str(root)}, **ALONE)
+    loop.progress.epoch, loop.progress.iteration = 1, 50
+    batch = next(iter(loop._make_loader()))
+    one, other = (loop.task.losses(loop.model, batch, loop.progress)["kl_dyn"].item() for _ in range(2))
+    assert one != other
+
+
+def test_dynamics_alone_go_on_exactly(config, tmp_path):
+    whole = train(tmp_path / "whole", config, **{**ALONE, "eval_epoch_freq": 1})
+    part = train(tmp_path / "part", config, **{**ALONE, "eval_epoch_freq": 1, "num_epochs": 2})
+    resume(part, num_epochs=3)
+    assert_same_run(part, whole)
+
+
+def test_noise_on_what_pint_sees(config, monkeypatch):
+    seen = []
+    loop = new_loop(config, pint_noise=0.5, **ALONE)
+    predict = loop.bare_model.dyn_module.predict
+    monkeypatch.setattr(loop.bare_model.dyn_module, "predict", lambda past: seen.append(past.z) or predict(past))
+    clip = next(iter(loop._make_loader()))[0] / 255
+    output = loop.model(clip, deterministic=True, pint_noise=0.5, num_static_frames=2)
+    noise = seen[0] - output["z"].unflatten(0, clip.shape[:2])[:, :-1]
+    assert 0.4 < noise.std() < 0.6 and abs(noise.mean()) < 0.1
+
+
+def test_bfloat16_learns_as_float32_does(config):
+    """A few steps of both, from the same weights and noise."""
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        loop = new_loop(config, precision=precision, warmup_epoch=0, lr=1e-3, adam_eps=1e-8)
+        for loop.progress.epoch in (1, 2):
+            for batch in loop._make_loader():
+                loop._step(batch)
+        assert all(parameter.dtype is torch.float32 for parameter in loop.bare_model.parameters())
+        losses[precision] = [row["loss"] for row in loop.means.read(loop.accelerator)]
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
+
+
+def test_a_step_minimises_the_elbo_of_the_configuration(config):
     """The loss is `calc_elbo`'s with every weight of the configuration and the iteration's discount."""
     weights = {"beta_kl": 0.3, "beta_rec": 2.0, "beta_dyn": 0.7, "beta_dyn_rec": 0.4, "kl_balance": 0.01}
-    trainer = trainer_for(tmp_path, balls_data, warmup_epoch=0, discount_iterations=9, num_epochs=3, **weights)
-    trainer.progress.epoch, trainer.progress.iteration = 2, 4  # past the noisy epoch
-    batch, model = next(iter(trainer.loader)), trainer.model.eval()
+    loop = new_loop(config, start_dyn_epoch=1, warmup_epoch=0, discount_iterations=9, num_epochs=3, **weights)
+    loop.progress.epoch, loop.progress.iteration = 2, 8  # past the noisy epoch, 4 iterations with the dynamics
+    batch, model = next(iter(loop._make_loader())), loop.model.eval()
     torch.manual_seed(5)
-    loss = trainer.task.losses(model, batch, trainer.progress)["loss"]
+    loss = loop.task.losses(model, batch, loop.progress)["loss"]
     torch.manual_seed(5)
     clip = batch[0] / 255  # loading processes hand over uint8
     output = model(clip, num_static_frames=2)
@@ -118,49 +248,36 @@ def test_a_step_minimises_the_elbo_of_the_configuration(balls_data, tmp_path, mo
     torch.testing.assert_close(loss, expected["loss"])
 
 
-def test_a_resumed_run_equals_one_never_stopped(trained, balls_data, tmp_path):
-    """One epoch, then the second with --resume: every bit as in one go."""
-    write_config(tmp_path, balls_data, start_dyn_epoch=1, warmup_epoch=0)
-    run_in(tmp_path, train_ddlp.main, "-d", "small.json", "--num_epochs", 1)
-    run = the_run(tmp_path)
-    run_in(tmp_path, train_ddlp.main, "--resume", run, "--num_epochs", 2)
-    assert_same_run(run, trained)
+def test_a_step_is_adams_of_the_configuration(config):
+    """The first one, which by Adam's bias correction is lr * g / (|g| + eps), with weight decay in g."""
+    loop = new_loop(config, lr=0.01, adam_eps=1e-3, weight_decay=0.1, adam_betas=[0.7, 0.8])
+    start = [parameter.detach().clone() for parameter in loop.bare_model.parameters()]
+    loop._step(next(iter(loop._make_loader())))
+    for first, parameter in zip(start, loop.bare_model.parameters(), strict=True):
+        if parameter.grad is not None:
+            g = parameter.grad + 0.1 * first
+            torch.testing.assert_close(parameter.detach(), first - 0.01 * g / (g.abs() + 1e-3), atol=1e-6, rtol=1e-4)
+    assert loop.optimizer.param_groups[0]["betas"] == (0.7, 0.8)
 
 
-def test_best_weights_by_lpips_are_kept(balls_data, tmp_path, torch_home, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(torch_home))
-    write_config(tmp_path, balls_data, metrics=["lpips"])
-    run_in(tmp_path, train_ddlp.main, "-d", "small.json")
-    run = Run.open(the_run(tmp_path))
-    assert run.find_weights() == run.weights_path("_best_lpips")
-    first, second = run.records()
-    assert "lpips" not in first and second["lpips"] > 0
-    best, last = (checkpoints.load(run.weights_path(which)) for which in ("_best_lpips", ""))
-    assert all(torch.equal(best[name], last[name]) for name in last)
-
-
-def test_missing_data_names_the_command_that_makes_it(tmp_path):
-    write_config(tmp_path, str(tmp_path / "none"))
-    with pytest.raises(UserError, match=r"python datasets/balls_preparation.py --out \S*none"):
-        run_in(tmp_path, train_ddlp.main, "-d", "small.json")
-    assert not list(tmp_path.glob("*_balls_ddlp*"))
+# ----------------------------------------------------------------------------------------------------------- refused
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"timestep_horizon": 14}, "15 frames are more than the 14 of an episode"),
-        ({"image_size": 64, "enc_channels": [4, 4, 4]}, "image_size: 64 is not the size of the frames"),
-        ({"animation_horizon": 20}, "20 frames are more than the 14 of an episode"),
+        ({"root": "/none"}, r"python datasets/balls_preparation.py --out /none"),
+        ({"timestep_horizon": 14}, "15 frames .* 14 of an episode"),
+        ({"image_size": 64, "enc_channels": [4, 4, 4]}, "image_size.* 64 .*the frames"),
+        ({"animation_horizon": 20}, r"20 frames .*14"),
     ],
 )
-def test_a_configuration_that_does_not_fit_the_videos_is_refused_at_once(changes, message, balls_data, tmp_path):
-    write_config(tmp_path, balls_data, **changes)
+def test_a_configuration_that_does_not_fit_the_videos_is_refused_at_once(changes, message, config, tmp_path):
     with pytest.raises(UserError, match=message):
-        run_in(tmp_path, train_ddlp.main, "-d", "small.json")
+        train(tmp_path, config, **changes)
     assert not list(tmp_path.glob("*_balls_ddlp*"))
 
 
 def test_dlpv2s_command_does_not_go_on_with_it(trained):
-    with pytest.raises(UserError, match="is a run of kind ddlp; this command goes on with kind dlp"):
-        train("/", "--resume", trained)
+    with pytest.raises(UserError, match=r"is a run of kind ddlp; .* kind dlp"):
+        runs.resume(train_dlp.main, trained)

@@ -31,6 +31,7 @@ ADDED = {
     "ema_decay": 0.995,
     "ema_update_every": 10,
     "precision": "float32",
+    "cuda_graphs": False,
     "encode_on_the_fly": False,
     "seed": 0,
     "num_workers": 2,

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from functools import partial
 
 import imageio.v3 as iio
@@ -19,13 +17,15 @@ from configs.schema import Config, DiffuseConfig
 from models import DiffuseDDLP, ObjectDynamicsDLP
 from modules.diffusion_modules import GaussianDiffusionPINT, ParticleNormalization, PINTDenoiser
 from modules.particles import Particles
+from rundir import load_model
 from rundir.diffusion_run import DiffusionRun, find_ddlp_config, find_ddlp_weights
 from rundir.run import Run
 from tests import golden
-from tests.balls import ROOT, SMALL, run_in
-from training.loop import make_accelerator
+from tests.balls import SMALL, run_in
+from tests.runs import run_script
 from utils import checkpoints
 from utils.animation import generated_panel, side_by_side
+from utils.device import make_accelerator
 from utils.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:t = .* left out")
@@ -209,8 +209,10 @@ def test_the_averages_scalars_may_have_either_shape(shape, released, released_fi
     ema = {**state["ema"], "initted": torch.ones(shape), "step": torch.full(shape, 7)}
     torch.save({**state, "ema": ema}, released / "saves" / "model.pth")
     run = DiffusionRun.open(released)
-    assert run.load_state()["ema"]["step"].shape == () and run.load_training_state() is None
-    assert isinstance(run.load_model(), DiffuseDDLP)
+    state = run.load_state()
+    assert state["ema"]["step"].shape == () and state["random_states"] is None
+    assert state["progress"] == {"iteration": 7}
+    assert isinstance(load_model(released), DiffuseDDLP)
 
 
 def test_another_checkpoint(released, released_files, tmp_path):
@@ -336,13 +338,14 @@ def test_generated_frames_are_labelled():
     assert panel.labels == ["t=1", "t=2", "t=3"] and panel.colors == ["purple", "purple", "green"]
 
 
-def test_the_script_says_what_it_does(released, tmp_path):
-    script = [sys.executable, ROOT / "generate_diffuse_ddlp_video_generation.py", "--cpu", "-c", released]
-    done = subprocess.run([*script, "-n", "3", "-b", "2", "--image"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(released / "figures" / f"{i}_frames.png") for i in range(3)]
-    assert "denoising: 100%" in done.stderr and "videos: 100%" in done.stderr
-    assert "warning: t = 15, 20, 30, 40 left out" in done.stderr
+@pytest.mark.filterwarnings("default:t = .* left out")
+def test_the_script_says_what_it_does(released, tmp_path, monkeypatch, capsys):
+    arguments = ("--cpu", "-c", released, "-n", 3, "-b", 2, "--image")
+    assert run_script(monkeypatch, tmp_path, "generate_diffuse_ddlp_video_generation.py", *arguments) == 0
+    done = capsys.readouterr()
+    assert done.out.split() == [str(released / "figures" / f"{i}_frames.png") for i in range(3)]
+    assert "denoising: 100%" in done.err and "videos: 100%" in done.err
+    assert "warning: t = 15, 20, 30, 40 left out" in done.err
 
 
 # --------------------------------------------------------------------------------------------------------- messages
@@ -371,15 +374,14 @@ def test_illegal_arguments(arguments, message, capsys):
     ("arguments", "message"),
     [
         (("--horizon", 2), "--horizon is 2; legal: diffuse_frames 3 or more"),
-        (("--steps", 0), "--steps is 0; legal: 1 to 20, the steps of the noise schedule"),
-        (("--steps", 21), "--steps is 21; legal: 1 to 20, the steps of the noise schedule"),
-        (("--sampler", "ddpm", "--steps", 5), "--steps is 5; legal: 20 with --sampler ddpm, which takes all steps"),
+        (("--steps", 0), "--steps is 0; legal: 1 to 20"),
+        (("--steps", 21), "--steps is 21; legal: 1 to 20"),
+        (("--sampler", "ddpm", "--steps", 5), "--steps is 5; legal: 20 with sampler ddpm"),
     ],
 )
 def test_what_the_run_does_not_allow(arguments, message, released):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=f"^{message}"):
         generate(released, *arguments)
-    assert str(error.value) == message
 
 
 def failure(path, *arguments):
@@ -456,17 +458,21 @@ def new_run(ddlp_run, **changes):
         ds="balls", ddlp_dir=str(ddlp_run.path), diffusion_num_steps=STEPS, diffuse_frames=FRAMES, **changes
     )
     ddlp_config = find_ddlp_config(config)
-    weights = find_ddlp_weights(config, ddlp_config)
-    return DiffusionRun.create(config, ddlp_config, make_accelerator("cpu"), weights, ddlp_run.path.parent)
+    weights, statistics = find_ddlp_weights(config, ddlp_config), torch.nn.Module()
+    statistics.state_dict = released_stats
+    parent = ddlp_run.path.parent
+    return DiffusionRun.create(config, ddlp_config, make_accelerator("cpu"), weights, statistics, {"clips": 3}, parent)
 
 
 def test_a_new_run_is_complete(ddlp_run, tmp_path):
     run = new_run(ddlp_run, result_dir="before")
     names = {str(path.relative_to(run.path)) for path in run.path.rglob("*")}
-    assert names == {"diffusion_hparams.json", "ddlp_hparams.json", "balls_ddlp.pth", "figures", "saves"}
+    files = {"diffusion_hparams.json", "ddlp_hparams.json", "balls_ddlp.pth", "latent_stats.pth", "latent_stats.json"}
+    assert names == files | {"figures", "saves"}
     assert run.path.name.endswith("_balls_diffuse_ddlp")
     hparams = json.loads((run.path / "diffusion_hparams.json").read_text())
     assert hparams["result_dir"] is None and hparams["ddlp_dir"] == str(ddlp_run.path) and hparams["ddlp_ckpt"] is None
+    assert json.loads((run.path / "latent_stats.json").read_text()) == {"clips": 3}
     shutil.rmtree(ddlp_run.path)
     opened = DiffusionRun.open(shutil.move(run.path, tmp_path / "moved"))
     assert opened.config == run.config and opened.ddlp_config == ddlp_run.config
@@ -476,34 +482,30 @@ def test_a_new_run_is_complete(ddlp_run, tmp_path):
     assert not ddlp.dyn_module.depth_logvar_from_mean
 
 
-def state_of(ema, step):
-    optimizer = torch.optim.Adam(ema.online_model.parameters())
-    return {
-        "step": step,
-        "model": ema.online_model.state_dict(),
-        "opt": optimizer.state_dict(),
-        "ema": ema.state_dict(),
-        "scaler": None,
-    }
-
-
-def trained(run, step=1):
-    """Save statistics and a state, as training does. Returns the moving average."""
-    model = DiffuseDDLP.from_config(run.config, run.ddlp_config, run.load_ddlp())
-    model.normalization.load_state_dict(released_stats())
-    run.save_stats(model.normalization)
-    ema = EMA(model.diffusion, beta=0.995, update_every=10, include_online_model=True)
+def saved(run, step=1):
+    """Save a state, as training does. Returns the moving average."""
+    ema = EMA(new_diffusion(), beta=0.995, update_every=10, include_online_model=True)
     ema.online_model.load_state_dict(diffusion_weights(1))
     ema.ema_model.load_state_dict(diffusion_weights(2))
-    run.save_state(state_of(ema, step), {"noise": torch.arange(step)})
+    run.save_state(
+        {
+            "model": ema.online_model.state_dict(),
+            "optimizer": torch.optim.Adam(ema.online_model.parameters()).state_dict(),
+            "ema": ema.state_dict(),
+            "progress": {"iteration": step},
+            "random_states": torch.arange(step),
+        }
+    )
     return ema
 
 
-def test_what_is_saved_has_the_published_layout(ddlp_run):
+def test_what_is_saved_has_the_published_layout_and_one_entry_more(ddlp_run):
     run = new_run(ddlp_run)
-    ema = trained(run)
+    with pytest.raises(UserError, match=r"cannot be resumed: no saves/model.pth"):
+        run.load_state()
+    ema = saved(run, 4)
     state, released = torch.load(run.state_path, weights_only=True), released_state()
-    assert list(state) == list(released) and state["scaler"] is None
+    assert list(state) == [*released, "training"] and state["scaler"] is None and state["step"] == 4
     for part in ("model", "ema"):
         layout = {name: (value.shape, value.dtype) for name, value in released[part].items()}
         assert {name: (value.shape, value.dtype) for name, value in state[part].items()} == layout
@@ -511,8 +513,10 @@ def test_what_is_saved_has_the_published_layout(ddlp_run):
     assert {name: value.shape for name, value in statistics.items()} == {
         name: value.shape for name, value in released_stats().items()
     }
+    loaded = run.load_state()
+    assert loaded["progress"] == {"iteration": 4} and loaded["random_states"].tolist() == [0, 1, 2, 3]
     again = EMA(new_diffusion(), include_online_model=True)
-    again.load_state_dict(run.load_state()["ema"])
+    again.load_state_dict(loaded["ema"])
     model = run.load_model()
     for name, value in ema.ema_model.state_dict().items():
         assert torch.equal(model.diffusion.state_dict()[name], value)
@@ -521,41 +525,31 @@ def test_what_is_saved_has_the_published_layout(ddlp_run):
     assert torch.equal(model.normalization.max_val_bg, released_stats()["max_val_bg"])
 
 
-def test_a_crash_between_the_two_files_loses_neither(ddlp_run, monkeypatch):
+def test_a_crash_while_saving_keeps_the_state_before(ddlp_run, monkeypatch):
     run = new_run(ddlp_run)
-    ema = trained(run, 1)
-    save = checkpoints.save
+    saved(run, 1)
+    save = torch.save
 
-    def crash(contents, path):
-        if path == run.state_path:
-            raise KeyboardInterrupt
-        save(contents, path)
+    def crash(contents, file):
+        save(contents, file)
+        raise KeyboardInterrupt
 
-    for step in (2, 3):  # twice, as a run that goes on and crashes again
-        monkeypatch.setattr(checkpoints, "save", crash)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", crash)
         with pytest.raises(KeyboardInterrupt):
-            run.save_state(state_of(ema, step), {"noise": torch.arange(step)})
-        run = DiffusionRun.open(run.path)
-        assert run.load_state()["step"] == 1 and run.load_training_state()["noise"].tolist() == [0]
-    monkeypatch.setattr(checkpoints, "save", save)
-    run.save_state(state_of(ema, 4), {"noise": torch.arange(4)})
-    run = DiffusionRun.open(run.path)
-    assert run.load_state()["step"] == 4 and run.load_training_state()["noise"].tolist() == [0, 1, 2, 3]
+            saved(run, 2)
+    assert DiffusionRun.open(run.path).load_state()["random_states"].tolist() == [0]
+    assert [path.name for path in run.state_path.parent.iterdir()] == ["model.pth"]
 
 
-def test_a_training_state_of_another_step_is_refused(ddlp_run):
-    run = new_run(ddlp_run)
-    with pytest.raises(UserError, match=r"_diffuse_ddlp: cannot be resumed: no saves/model.pth in it$"):
-        run.load_state()
-    trained(run, 1)
-    rewritten(run.state_path, lambda state: {**state, "step": 5})
-    run.load_state()
-    with pytest.raises(UserError) as error:
-        run.load_training_state()
-    assert str(error.value) == (
-        f"{run.training_state_path}: is of step 1, but model.pth of step 5; without this file training goes on, but"
-        " not exactly"
-    )
+def test_random_states_of_another_step_are_not_taken(released, released_files):
+    """Of a directory that keeps them in a file of its own, by step: it goes on like a published one."""
+    means = {"sums": {}, "count": 0}
+    beside = {5: {"means": means, "random_states": [1]}, 7: {"means": means, "random_states": [2]}}
+    checkpoints.save(beside, released / "saves" / "training_state.pt")
+    assert DiffusionRun.open(released).load_state()["random_states"] == [2]
+    torch.save({**released_files["saves/model.pth"], "step": 6}, released / "saves" / "model.pth")
+    assert DiffusionRun.open(released).load_state()["random_states"] is None
 
 
 def test_only_the_main_process_writes(ddlp_run):
@@ -565,7 +559,7 @@ def test_only_the_main_process_writes(ddlp_run):
     run.log("a line")
     run.record({"step": 1})
     run.save_figure("figure", torch.zeros(3, 8, 8))
-    trained(run)
+    saved(run)
     assert set(created.path.rglob("*")) == before
     for step in (1, 2, 1):
         created.record({"step": step, "loss": step / 2})
@@ -607,6 +601,6 @@ def test_a_missing_ddlp_is_named_before_a_run_is_made(ddlp_run, tmp_path):
     with pytest.raises(UserError, match=r"no weights of the DDLP; looked for gone.pth$"):
         find_ddlp_weights(config, ddlp_run.config)
     with pytest.raises(UserError, match=r"^gone.pth: no such checkpoint file$"):
-        DiffusionRun.create(config, ddlp_run.config, make_accelerator("cpu"), "gone.pth", tmp_path)
+        DiffusionRun.create(config, ddlp_run.config, make_accelerator("cpu"), "gone.pth", None, {}, tmp_path)
     assert not list(tmp_path.glob("*_diffuse_ddlp"))
     assert Run.open(ddlp_run.path).kind == "ddlp"

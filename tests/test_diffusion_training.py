@@ -4,8 +4,8 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
+import signal
+from functools import partial
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -18,40 +18,22 @@ from configs.schema import DiffuseConfig
 from datasets import frame_cache, particle_cache
 from datasets.get_dataset import get_video_dataset
 from models import DiffuseDDLP
+from rundir import load_model
 from rundir.diffusion_run import DiffusionRun
 from rundir.run import Run
-from tests import golden
-from tests.balls import ROOT, SMALL, make_run, run_in
-from tests.test_training import assert_same
-from training.diffusion import (
-    RESUMABLE,
-    DiffusionTask,
-    DiffusionTrainer,
-    StepBatches,
-    averaged,
-    sample_grid,
-    weights_sha256,
-)
-from training.loop import EpochBatches, Progress, TrainingError, make_accelerator
+from tests import golden, runs
+from tests.balls import SMALL, make_run
+from tests.runs import DIFFUSION, assert_same, assert_same_run, before, no_figures, the_run
+from training.diffusion import DiffusionTask, diffusion_replaced, sample_grid, weights_sha256
+from training.loop import TrainingError, TrainingLoop
 from utils import checkpoints
 from utils.animation import generated_panel, side_by_side
+from utils.device import make_accelerator
 from utils.errors import UserError
 from utils.plotting import loss_graph
 
-CLIPS, FRAMES, STEPS, STOP, EVERY = 33, 4, 130, 115, 50
-BASE = {
-    "ds": "balls",
-    "device": "cpu",
-    "batch_size": 4,
-    "lr": 1e-3,
-    "train_num_steps": STEPS,
-    "diffusion_num_steps": 6,
-    "diffuse_frames": FRAMES,
-    "save_and_sample_every": EVERY,
-    "ema_decay": 0.85,
-    "num_workers": 0,
-    "seed": 3,
-}
+train, resume = partial(runs.train, train_diffuse_ddlp.main), partial(runs.resume, train_diffuse_ddlp.main)
+CLIPS, FRAMES, STEPS, STOP = 33, DIFFUSION["diffuse_frames"], DIFFUSION["train_num_steps"], 115
 # The correlation maps' norm is the whole batch's: without them a clip's particles are its own.
 INDEPENDENT = {"use_correlation_heatmaps": False}
 STATISTICS = {name + suffix for name in ("mu", "std", "min_val", "max_val") for suffix in ("", "_bg")}
@@ -63,57 +45,38 @@ def ddlp(tmp_path_factory, balls_data):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, ddlp):
+def config(ddlp):
+    return {**DIFFUSION, "ds_root": ddlp.config.root, "ddlp_dir": str(ddlp.path)}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, config):
     """A run of 130 steps that was never stopped."""
-    folder = tmp_path_factory.mktemp("trained")
-    write(folder, ddlp)
-    train(folder, "-c", "small.json")
-    return the_run(folder)
+    return train(tmp_path_factory.mktemp("trained"), config, figures=True)
 
 
-def write(folder, ddlp, **changes):
-    """small.json in the folder; returns its configuration."""
-    config = {**BASE, "ds_root": ddlp.config.root, "ddlp_dir": str(ddlp.path), **changes}
-    (folder / "small.json").write_text(json.dumps(config))
-    return DiffuseConfig.from_dict(config)
+def new_loop(folder, ddlp, **changes):
+    """A training loop and its new run."""
+    config = DiffuseConfig.from_dict({**DIFFUSION, "ds_root": ddlp.config.root, "ddlp_dir": str(ddlp.path), **changes})
+    accelerator = make_accelerator("cpu")
+    task = DiffusionTask(config, ddlp.config, Run.open(ddlp.path).load_model(), accelerator)
+    loop = TrainingLoop(task, config, accelerator, "resume")
+    statistics = task.diffuse_ddlp.normalization, task.identity
+    loop.run = DiffusionRun.create(config, ddlp.config, accelerator, ddlp.find_weights(), *statistics, folder)
+    return loop
 
 
-def train(folder, *arguments):
-    run_in(folder, train_diffuse_ddlp.main, *arguments)
-
-
-def the_run(folder):
-    (path,) = folder.glob("*_balls_diffuse_ddlp")
-    return DiffusionRun.open(path)
-
-
-def trainer_for(folder, ddlp, **changes):
-    """A trainer and its new run, ready for `fit`."""
-    config, accelerator = write(folder, ddlp, **changes), make_accelerator("cpu", unused_parameters=False)
-    model = Run.open(ddlp.path).load_model()
-    trainer = DiffusionTrainer(DiffusionTask(config, ddlp.config, model, accelerator), config, accelerator, "resume")
-    trainer.encode(fit=True)
-    run = DiffusionRun.create(config, ddlp.config, accelerator, ddlp.find_weights(), folder)
-    trainer.save_statistics(run)
-    return trainer, run
-
-
-def numbers(run):
-    """The records without the speed."""
-    return [{name: value for name, value in row.items() if name != "steps_per_second"} for row in run.records()]
-
-
-def assert_same_run(run, expected):
-    """Weights, optimiser, moving average, random states, sums and records, bit for bit."""
-    assert_same(run.load_state(), expected.load_state(), "model.pth")
-    assert_same(run.load_training_state(), expected.load_training_state(), "training_state.pt")
-    assert numbers(run) == numbers(expected)
+def fit(loop):
+    """Train to the end without figures. Returns the run."""
+    with no_figures():
+        assert loop.fit(loop.run)
+    return loop.run
 
 
 def plain_tokens(ddlp):
     """The tokens of all training clips, encoded one by one."""
     videos = get_video_dataset("balls", ddlp.config.root, FRAMES, "train", 32)
-    config = DiffuseConfig.from_dict({**BASE, "ddlp_dir": str(ddlp.path)})
+    config = DiffuseConfig.from_dict({**DIFFUSION, "ddlp_dir": str(ddlp.path)})
     model = DiffuseDDLP.from_config(config, ddlp.config, Run.open(ddlp.path).load_model())
     return torch.cat([model.encode(videos[i][0][None])[0] for i in range(len(videos))]), model.layout
 
@@ -126,12 +89,15 @@ def test_the_run_directory_holds_what_training_promises(trained):
     figures = {f"figures/sample_{step}{end}" for step in (50, 100, 130) for end in (".jpg", "_traj_anim.gif")}
     hparams = {"diffusion_hparams.json", "ddlp_hparams.json", "balls_ddlp.pth", "latent_stats.pth", "latent_stats.json"}
     others = {"log.txt", "metrics.jsonl", "figures/balls_diffuse_ddlp_graph.jpg"}
-    assert names == figures | hparams | others | {"saves/model.pth", "saves/training_state.pt"}
+    assert names == figures | hparams | others | {"saves/model.pth"}
     assert trained.config.result_dir is None
     records = trained.records()
     assert [(record["step"], record["epoch"]) for record in records] == [(50, 6), (100, 12), (130, 16)]
     assert all(record["loss"] > 0 and record["grad_norm"] > 0 and record["steps_per_second"] > 0 for record in records)
-    assert (trained.path / "log.txt").read_text().count("\nstep ") == 3
+    log = (trained.path / "log.txt").read_text()
+    assert all(log.count(f" step {step} ") == 1 for step in (50, 100, 130))
+    hparams = json.loads((trained.path / "diffusion_hparams.json").read_text())
+    assert hparams["kind"] == "diffuse_ddlp" and hparams["lr"] == DIFFUSION["lr"]
 
 
 def test_the_graph_is_of_loss_and_gradient_over_the_steps(trained):
@@ -147,7 +113,7 @@ def test_the_graph_is_of_loss_and_gradient_over_the_steps(trained):
 
 def test_the_checkpoint_has_the_published_layout(trained):
     state = checkpoints.load(trained.state_path)
-    assert list(state) == ["step", "model", "opt", "ema", "scaler"]
+    assert list(state) == ["step", "model", "opt", "ema", "scaler", "training"]
     assert state["step"] == STEPS and type(state["step"]) is int and state["scaler"] is None
     manifest = golden.manifest("denoiser")
     denoiser = {f"model.{entry['name']}" for entry in manifest["parameters"] + manifest["buffers"]}
@@ -175,13 +141,14 @@ def test_the_checkpoint_has_the_published_layout(trained):
 
 
 def test_a_finished_run_is_a_model(trained):
-    model, ema = trained.load_model(), trained.load_state()["ema"]
+    model, ema = load_model(trained.path), trained.load_state()["ema"]
+    assert isinstance(model, DiffuseDDLP) and not any(module.training for module in model.modules())
     assert all(torch.equal(value, ema[f"ema_model.{name}"]) for name, value in model.diffusion.state_dict().items())
     assert model.sample(2, FRAMES + 1).shape == (2, FRAMES + 1, 3, 32, 32)
 
 
 def test_the_samples_are_those_of_the_moving_average(trained):
-    videos = trained.load_model().sample(5, SMALL["animation_horizon"], seed=BASE["seed"])
+    videos = trained.load_model().sample(5, SMALL["animation_horizon"], seed=DIFFUSION["seed"])
     animation = side_by_side([generated_panel(video, FRAMES) for video in videos])
     frames = iio.imread(trained.figures / f"sample_{STEPS}_traj_anim.gif")
     assert frames.shape == animation.shape == (SMALL["animation_horizon"], *animation.shape[1:])
@@ -240,20 +207,15 @@ def noting(losses, found):
 
 
 def test_a_step_on_the_fly_equals_one_on_kept_particles(ddlp, tmp_path):
-    runs, losses = [], {False: [], True: []}
+    made, losses = [], {False: [], True: []}
     for on_the_fly in (False, True):
-        folder = tmp_path / str(on_the_fly)
-        folder.mkdir()
-        options = {"encode_on_the_fly": on_the_fly, "num_workers": int(on_the_fly)}
-        trainer, run = trainer_for(folder, ddlp, train_num_steps=8, **options)
-        trainer.task.losses = noting(trainer.task.losses, losses[on_the_fly])
-        trainer.task.draw_samples = lambda model, step, run: None
-        trainer.fit(run)
-        runs.append(run)
-    first, second = (checkpoints.load(run.stats_path) for run in runs)
+        loop = new_loop(tmp_path / str(on_the_fly), ddlp, train_num_steps=8, encode_on_the_fly=on_the_fly)
+        loop.task.losses = noting(loop.task.losses, losses[on_the_fly])
+        made.append(fit(loop))
+    first, second = (checkpoints.load(run.stats_path) for run in made)
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert len(losses[True]) == 8 and losses[True] == pytest.approx(losses[False], rel=1e-4)
-    first, second = (run.load_state()["model"] for run in runs)
+    first, second = (run.load_state()["model"] for run in made)
     assert all(torch.allclose(value, second[name], atol=1e-3) for name, value in first.items())
 
 
@@ -279,24 +241,26 @@ def encodings(monkeypatch):
 
 def encoded_clips(folder, ddlp, encodings, **changes):
     encodings.clear()
-    trainer_for(folder, ddlp, **changes)
+    new_loop(folder, ddlp, **changes)
     return sum(encodings)
 
 
 def test_particles_are_encoded_once(own_data, tmp_path, encodings):
-    trainer, run = trainer_for(tmp_path, own_data, train_num_steps=9)
+    loop = new_loop(tmp_path, own_data, train_num_steps=9)
     assert sum(encodings) == CLIPS
-    assert trainer.fit(run) and sum(encodings) == CLIPS
+    run = fit(loop)
+    resume(run, train_num_steps=10)
+    assert sum(encodings) == CLIPS
     assert encoded_clips(tmp_path, own_data, encodings, seed=4, particle_norm="std", batch_size=5) == 0
     cache = tmp_path / "data" / ".cache"
     (kept,) = cache.glob("*.npy")
-    before = kept.read_bytes()
+    first = kept.read_bytes()
     assert encoded_clips(tmp_path, own_data, encodings, diffuse_frames=3) == CLIPS + 3
     other = make_run(tmp_path / "other", own_data.config.root, seed=1, **INDEPENDENT)
     assert encoded_clips(tmp_path, other, encodings) == CLIPS
-    assert len(list(cache.glob("*.npy"))) == 3 and kept.read_bytes() == before
-    kept.write_bytes(before[:-4])  # truncated
-    assert encoded_clips(tmp_path, own_data, encodings) == CLIPS and kept.read_bytes() == before
+    assert len(list(cache.glob("*.npy"))) == 3 and kept.read_bytes() == first
+    kept.write_bytes(first[:-4])  # truncated
+    assert encoded_clips(tmp_path, own_data, encodings) == CLIPS and kept.read_bytes() == first
     os.utime(tmp_path / "data" / "train.hdf5", (1, 1))
     assert encoded_clips(tmp_path, own_data, encodings) == CLIPS
 
@@ -320,13 +284,13 @@ def test_particles_of_a_data_set_that_is_a_file_are_kept_beside_it(tmp_path):
 
 
 def test_what_is_kept_is_whole(own_data, tmp_path, monkeypatch):
-    def encoded(task, model, clips):
+    def encode(task):
         yield torch.zeros(8, FRAMES, 5, 8)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(DiffusionTask, "encoded", encoded)
+    monkeypatch.setattr(DiffusionTask, "_encode", encode)
     with pytest.raises(KeyboardInterrupt):
-        trainer_for(tmp_path, own_data)
+        new_loop(tmp_path, own_data)
     names = [path.name for path in (tmp_path / "data" / ".cache").iterdir()]
     assert len(names) == 1 and names[0].endswith(".lock")
     assert not list(tmp_path.glob("*_diffuse_ddlp"))
@@ -334,18 +298,19 @@ def test_what_is_kept_is_whole(own_data, tmp_path, monkeypatch):
 
 def test_room_on_the_disk_is_checked_first(own_data, tmp_path, monkeypatch, encodings):
     monkeypatch.setattr(frame_cache.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9e9, 9e9, 1e4))
-    message = r"/data/.cache: the encoded particles of the training clips of balls take 0.00 GB, but 0.00 GB are free;"
-    with pytest.raises(UserError, match=f"{message} legal: room for them, or encode_on_the_fly true, which encodes"):
-        trainer_for(tmp_path, own_data)
+    with pytest.raises(UserError, match=r"/data/.cache: .*clips of balls .* are free; .*encode_on_the_fly true"):
+        new_loop(tmp_path, own_data)
     assert encodings == []
 
 
-def test_a_random_state_is_not_touched_by_encoding(own_data, tmp_path):
-    first, _ = trainer_for(tmp_path, own_data)
-    state = torch.get_rng_state()
-    shutil.rmtree(tmp_path / "data" / ".cache")
-    first.encode(fit=True)
-    assert torch.equal(torch.get_rng_state(), state)
+def test_the_random_state_is_not_touched_by_encoding(own_data, tmp_path, monkeypatch):
+    encode = DiffuseDDLP.encode
+    monkeypatch.setattr(DiffuseDDLP, "encode", lambda *arguments: torch.rand(3) is None or encode(*arguments))
+    states = []
+    for _ in range(2):  # with encoding and without
+        new_loop(tmp_path, own_data)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
 
 
 def test_the_weights_hash_is_of_names_and_values():
@@ -361,63 +326,104 @@ def test_the_weights_hash_is_of_names_and_values():
 # ---- resuming
 
 
-def stop_at(step, monkeypatch):
-    monkeypatch.setattr(DiffusionTrainer, "_stop_requested", lambda trainer: trainer.progress.iteration == step)
-
-
 @pytest.fixture
-def stopped(tmp_path, ddlp, monkeypatch, capsys):
+def stopped(tmp_path, config, monkeypatch, capsys):
     """A run that was stopped between two saves, after the moving average has begun."""
-    write(tmp_path, ddlp)
     with monkeypatch.context() as patched:
-        stop_at(STOP, patched)
-        train(tmp_path, "-c", "small.json")
-    run = the_run(tmp_path)
+        before(patched, "_step", STOP - 1, lambda: signal.raise_signal(signal.SIGTERM))
+        run = train(tmp_path, config)
     line = f"stopped at epoch 14, iteration {STOP}; go on with: python train_diffuse_ddlp.py --resume {run.path.name}"
     assert line in capsys.readouterr().out
-    assert run.load_state()["step"] == STOP
+    assert checkpoints.load(run.state_path)["step"] == STOP
     return run
 
 
 @pytest.mark.parametrize("way", ["--resume", "result_dir"])
-def test_a_resumed_run_equals_one_never_stopped(way, stopped, trained, tmp_path, ddlp, capsys):
+def test_a_resumed_run_equals_one_never_stopped(way, stopped, trained, tmp_path, config, capsys):
     if way == "--resume":
-        train("/", "--resume", stopped.path)
+        resume(stopped)
     else:
-        write(tmp_path, ddlp, result_dir=str(stopped.path), num_workers=1)
-        train("/", "-c", tmp_path / "small.json")
+        train(tmp_path, config, result_dir=str(stopped.path), num_workers=1)
     assert f"resumed at epoch 14, iteration {STOP}" in capsys.readouterr().out
     assert_same_run(stopped, trained)
     assert DiffusionRun.open(stopped.path).config.result_dir is None
 
 
-def test_more_steps_than_at_first(stopped, trained, capsys):
-    train("/", "--resume", stopped.path, "--train_num_steps", STOP)
-    assert f"all {STOP} steps are done; more: --train_num_steps" in capsys.readouterr().out
-    train("/", "--resume", stopped.path, "--train_num_steps", STEPS)
-    assert_same_run(stopped, trained)
+def test_more_steps_than_at_first(config, trained, tmp_path, capsys):
+    run = train(tmp_path, config, train_num_steps=50)
+    resume(run)
+    assert "all 50 steps are done; more: --train_num_steps" in capsys.readouterr().out
+    resume(run, train_num_steps=STEPS)
+    assert_same_run(run, trained)
 
 
-def test_drawing_samples_leaves_training_as_it_is(trained, ddlp, tmp_path):
-    write(tmp_path, ddlp, save_and_sample_every=1000, sampler="ddim", sampling_steps=2)
-    train(tmp_path, "-c", "small.json")
-    for name in ("model", "opt", "ema"):
-        assert_same(the_run(tmp_path).load_state()[name], trained.load_state()[name], name)
+@pytest.mark.parametrize("step", [50, STEPS])
+def test_samples_that_could_not_be_drawn_are_drawn_when_the_run_goes_on(step, config, trained, tmp_path, monkeypatch):
+    def fail():
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched:
+        before(patched, "_evaluate", step, fail)
+        with pytest.raises(ZeroDivisionError):
+            train(tmp_path, config)
+    run = the_run(tmp_path)
+    assert run.load_state()["progress"]["iteration"] == step and all(row["step"] < step for row in run.records())
+    drawn, evaluate = [], TrainingLoop._evaluate
+    monkeypatch.setattr(TrainingLoop, "_evaluate", lambda loop: drawn.append(loop.progress.iteration) or evaluate(loop))
+    resume(run)
+    assert drawn == [each for each in (50, 100, STEPS) if each >= step]
+    assert_same_run(run, trained)
+
+
+def test_drawing_samples_leaves_training_as_it_is(trained, config, tmp_path):
+    """`trained` drew some, at other steps."""
+    run = train(tmp_path, config, save_and_sample_every=1000)
+    for name in ("model", "optimizer", "ema", "random_states"):
+        assert_same(run.load_state()[name], trained.load_state()[name], name)
+
+
+def as_published(run, folder):
+    """A copy of a run that has only what published directories have."""
+    shutil.copytree(run.path, folder)
+    for name in ("latent_stats.json", "metrics.jsonl", "log.txt"):
+        (folder / name).unlink()
+    copy = DiffusionRun.open(folder)
+    state = checkpoints.load(copy.state_path)
+    del state["training"]
+    checkpoints.save(state, copy.state_path)
+    hparams = json.loads((folder / "diffusion_hparams.json").read_text())
+    del hparams["kind"]
+    (folder / "diffusion_hparams.json").write_text(json.dumps(hparams))
+    return copy
 
 
 def test_a_published_directory_goes_on_with_the_seeds_random_state(stopped, tmp_path):
-    shutil.rmtree(tmp_path / "copy", ignore_errors=True)
-    shutil.copytree(stopped.path, tmp_path / "copy")
-    for name in ("saves/training_state.pt", "latent_stats.json", "metrics.jsonl", "log.txt"):
-        (tmp_path / "copy" / name).unlink()
     ends = []
     for name in ("first", "second"):
-        shutil.copytree(tmp_path / "copy", tmp_path / name)
+        run = as_published(stopped, tmp_path / name)
         torch.rand(7)
-        train("/", "--resume", tmp_path / name)
-        ends.append(DiffusionRun.open(tmp_path / name).load_state())
-    assert ends[0]["step"] == STEPS and ends[0]["ema"]["step"] == STEPS
+        resume(run)
+        assert f"resumed at epoch 14, iteration {STOP}" in (run.path / "log.txt").read_text()
+        ends.append(run.load_state())
+    assert ends[0]["progress"]["iteration"] == STEPS and ends[0]["ema"]["step"] == STEPS
     assert_same(*ends, "model.pth")
+
+
+def test_a_run_of_an_older_version_goes_on_exactly(stopped, trained, tmp_path):
+    """It kept sums and random states in a file of its own, by the step."""
+    state = checkpoints.load(stopped.state_path)
+    run = as_published(stopped, tmp_path / "older")
+    older = {name: state["training"][name] for name in ("means", "random_states")}
+    checkpoints.save({STOP - 15: {}, STOP: older}, run.path / "saves" / "training_state.pt")
+    shutil.copy(stopped.metrics_path, run.metrics_path)
+    resume(run)
+    mine, theirs = run.load_state(), trained.load_state()
+    for name in ("model", "optimizer", "ema", "progress", "means", "best", "random_states"):
+        assert_same(mine[name], theirs[name], name)
+    assert runs.numbers(run) == runs.numbers(trained)
+    # The state is one file again; what lies beside is not read any more.
+    resume(run, train_num_steps=STEPS + 1)
+    assert run.load_state()["progress"]["iteration"] == STEPS + 1
 
 
 @pytest.mark.parametrize(
@@ -427,21 +433,20 @@ def test_statistics_of_others_are_refused(key, value, trained, tmp_path):
     shutil.copytree(trained.path, tmp_path / "run")
     path = tmp_path / "run" / "latent_stats.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
-    message = f"latent_stats.json: the statistics are of other particles: {key} is {json.dumps(value)}, here .*; legal:"
-    with pytest.raises(UserError, match=message):
-        train("/", "--resume", tmp_path / "run")
+    with pytest.raises(UserError, match=f"latent_stats.json: .*other particles: {key} is {json.dumps(value)}, .*legal"):
+        resume(DiffusionRun.open(tmp_path / "run"))
 
 
 def test_another_ddlp_in_the_run_directory_is_refused(trained, tmp_path, ddlp):
     shutil.copytree(trained.path, tmp_path / "run")
     other = make_run(tmp_path, ddlp.config.root, seed=1, **INDEPENDENT)
     shutil.copy(other.weights_path(), tmp_path / "run" / "balls_ddlp.pth")
-    with pytest.raises(UserError, match="the statistics are of other particles: ddlp_sha256 is"):
-        train("/", "--resume", tmp_path / "run")
+    with pytest.raises(UserError, match="other particles: ddlp_sha256 is"):
+        resume(DiffusionRun.open(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("entry", ["model", "opt", "ema"])
-def test_a_state_that_does_not_fit_is_refused(entry, trained, tmp_path):
+@pytest.mark.parametrize(("entry", "words"), [("model", "(model)"), ("opt", "optimiser"), ("ema", "(ema)")])
+def test_a_state_that_does_not_fit_is_refused(entry, words, trained, tmp_path):
     shutil.copytree(trained.path, tmp_path / "run")
     run = DiffusionRun.open(tmp_path / "run")
     state = checkpoints.load(run.state_path)
@@ -450,38 +455,24 @@ def test_a_state_that_does_not_fit_is_refused(entry, trained, tmp_path):
     else:
         state[entry].popitem()
     checkpoints.save(state, run.state_path)
-    with pytest.raises(UserError, match=rf"model.pth \({entry}\): does not fit"):
-        train("/", "--resume", run.path)
+    with pytest.raises(UserError, match=rf"model.pth .*{re.escape(words)}.*: does not fit"):
+        resume(run)
 
 
 # ---- the arithmetic of a step
 
 
-def test_steps_take_the_batches_of_epoch_after_epoch():
-    def epoch(number):
-        batches = EpochBatches(11, 2, 5, 1, 2)
-        batches.start_at(Progress(epoch=number))
-        return list(batches)
-
-    expected = [batch for number in range(4) for batch in epoch(number)][:7]
-    batches = StepBatches(7, 11, 2, 5, 1, 2)
-    for step in range(9):
-        batches.start_at(Progress(*divmod(step, 2)))
-        assert len(batches) == max(7 - step, 0)
-        assert list(batches) == expected[step:]
-
-
 def test_the_moving_average_is_the_published_one(ddlp, tmp_path, monkeypatch):
     """A copy up to step 100; then every tenth step with a decay of 1 - (1 + n)^(-2/3), n steps later, at most beta."""
-    weights, after_step = [], DiffusionTrainer._after_step
+    weights, step = [], TrainingLoop._step
 
-    def keep(trainer, stop):
-        weights.append({name: p.detach().clone() for name, p in trainer.bare_model.diffusion.named_parameters()})
-        after_step(trainer, stop)
+    def noting_weights(loop, batch):
+        step(loop, batch)
+        weights.append({name: p.detach().clone() for name, p in loop.bare_model.named_parameters()})
 
-    monkeypatch.setattr(DiffusionTrainer, "_after_step", keep)
-    trainer, run = trainer_for(tmp_path, ddlp, train_num_steps=145, save_and_sample_every=1000, ema_decay=0.88)
-    trainer.fit(run)
+    monkeypatch.setattr(TrainingLoop, "_step", noting_weights)
+    loop = new_loop(tmp_path, ddlp, train_num_steps=145, save_and_sample_every=1000, ema_decay=0.88)
+    run = fit(loop)
     average = {name: value.double() for name, value in weights[100].items()}  # weights[i]: after step i + 1
     for update, n in ((110, 10), (120, 20), (130, 30), (140, 40)):
         decay = min(0.88, 1 - (1 + n) ** (-2 / 3))
@@ -495,28 +486,27 @@ def test_the_moving_average_is_the_published_one(ddlp, tmp_path, monkeypatch):
 def test_a_step_is_adams_with_the_clipped_gradient(ddlp, tmp_path, monkeypatch):
     losses = DiffusionTask.losses
     monkeypatch.setattr(DiffusionTask, "losses", lambda *arguments: {"loss": 1000 * losses(*arguments)["loss"]})
-    trainer, _ = trainer_for(tmp_path, ddlp)
-    trainer.model.train()
-    before = [p.detach().clone() for p in trainer.bare_model.diffusion.parameters()]
-    trainer.means.add({"loss": torch.zeros(()), "grad_norm": torch.zeros(())})
-    trainer._step(next(iter(trainer.loader)))
-    gradients = [p.grad for p in trainer.bare_model.diffusion.parameters()]
-    assert torch.cat([g.flatten() for g in gradients]).norm() == pytest.approx(1, abs=1e-4)
-    assert trainer.means.read(trainer.accelerator)[1]["grad_norm"] > 10
-    for start, gradient, parameter in zip(before, gradients, trainer.bare_model.diffusion.parameters(), strict=True):
-        expected = start - BASE["lr"] * gradient / (gradient.abs() + 1e-8)  # Adam's first step
+    loop = new_loop(tmp_path, ddlp)
+    loop.model.train()
+    parameters = list(loop.bare_model.parameters())
+    start = [p.detach().clone() for p in parameters]
+    loop._step(next(iter(loop._make_loader())))
+    assert torch.cat([p.grad.flatten() for p in parameters]).norm() == pytest.approx(1, abs=1e-4)
+    assert loop.means.read(loop.accelerator)[0]["grad_norm"] > 10
+    for first, parameter in zip(start, parameters, strict=True):
+        expected = first - DIFFUSION["lr"] * parameter.grad / (parameter.grad.abs() + 1e-8)  # Adam's first step
         torch.testing.assert_close(parameter.detach(), expected, atol=1e-6, rtol=1e-4)
-    assert all(p.grad is None for p in trainer.bare_model.ddlp.parameters())
+    assert all(p.grad is None for p in loop.task.diffuse_ddlp.ddlp.parameters())
 
 
 def test_the_average_is_in_the_models_place_only_for_a_while(ddlp, tmp_path):
-    trainer, _ = trainer_for(tmp_path, ddlp)
-    model = trainer.bare_model
-    online = model.diffusion
-    with pytest.raises(ZeroDivisionError), averaged(model, trainer.ema) as sampled:
-        assert sampled is model and model.diffusion is trainer.ema.ema_model
+    loop = new_loop(tmp_path, ddlp)
+    model, average = loop.task.diffuse_ddlp, loop.ema.ema_model
+    trained = model.diffusion
+    with pytest.raises(ZeroDivisionError), diffusion_replaced(model, average) as sampled:
+        assert sampled is model and model.diffusion is average
         raise ZeroDivisionError
-    assert model.diffusion is online
+    assert model.diffusion is trained is loop.bare_model
 
 
 @pytest.mark.parametrize(
@@ -525,101 +515,39 @@ def test_the_average_is_in_the_models_place_only_for_a_while(ddlp, tmp_path):
     ids=["pint", "std", "unet"],
 )
 def test_the_loss_falls(changes, steps, ddlp, tmp_path):
-    every = steps // 4
-    trainer, run = trainer_for(tmp_path, ddlp, lr=5e-3, train_num_steps=steps, save_and_sample_every=every, **changes)
-    trainer.task.draw_samples = lambda model, step, run: None
-    trainer.fit(run)
-    losses = [record["loss"] for record in run.records()]
+    changes = {"lr": 5e-3, "train_num_steps": steps, "save_and_sample_every": steps // 4, **changes}
+    losses = [record["loss"] for record in fit(new_loop(tmp_path, ddlp, **changes)).records()]
     assert len(losses) == 4 and losses[-1] < 0.9 * losses[0]
 
 
 @pytest.fixture
 def poisoned(ddlp, tmp_path):
-    trainer, run = trainer_for(tmp_path, ddlp, train_num_steps=30, save_and_sample_every=5)
-    yield trainer, run
-    state = run.load_state()
-    assert state["step"] == 5 and all(value.isfinite().all() for value in state["model"].values())
+    loop = new_loop(tmp_path, ddlp, train_num_steps=30, save_and_sample_every=5)
+    yield loop
+    state = loop.run.load_state()
+    assert state["progress"]["iteration"] == 5 and all(value.isfinite().all() for value in state["model"].values())
 
 
 def test_training_stops_at_a_loss_that_is_not_finite(poisoned):
-    trainer, run = poisoned
-    losses = trainer.task.losses
+    losses = poisoned.task.losses
 
     def nan_at_8(model, batch, progress):
         factor = float("nan") if progress.iteration == 7 else 1.0
         return {"loss": factor * losses(model, batch, progress)["loss"]}
 
-    trainer.task.losses = nan_at_8
-    message = (
-        r"loss is nan, grad_norm is nan at iteration 8 \(epoch 1\); the last good checkpoint is kept; go on from it"
-    )
-    with pytest.raises(TrainingError, match=message):
-        trainer.fit(run)
+    poisoned.task.losses = nan_at_8
+    with pytest.raises(TrainingError, match=r"loss is nan, grad_norm is nan at iteration 8 .*last good checkpoint"):
+        fit(poisoned)
 
 
 def test_weights_that_are_not_finite_are_not_saved(poisoned):
-    trainer, run = poisoned
-
     def inf_at_10():
-        if trainer.progress.iteration == 10:
-            torch.nn.init.constant_(trainer.bare_model.diffusion.model.particle_decoder[-1].bias, float("inf"))
+        if poisoned.progress.iteration == 9:
+            torch.nn.init.constant_(poisoned.bare_model.model.particle_decoder[-1].bias, float("inf"))
 
-    trainer.ema.update = inf_at_10
-    message = r"the weights model\.particle_decoder\.\d\.bias are not finite at epoch 1, iteration 10; the last good"
-    with pytest.raises(TrainingError, match=message):
-        trainer.fit(run)
-
-
-# ---- several processes
-
-SCRIPT = """
-import sys
-import torch
-from train_diffuse_ddlp import main
-from training.diffusion import DiffusionTrainer
-
-fit = DiffusionTrainer.fit
-
-def fit_and_keep(trainer, run):
-    fit(trainer, run)
-    torch.save(trainer.bare_model.diffusion.state_dict(), f"weights_{trainer.accelerator.process_index}.pth")
-
-DiffusionTrainer.fit = fit_and_keep
-main(sys.argv[1:])
-"""
-
-
-def launch(folder, *arguments):
-    """The command on two processes; returns what they printed."""
-    (folder / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "script.py"]
-    result = subprocess.run(
-        [*command, *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout + result.stderr
-
-
-def test_two_processes_train_one_model_and_go_on_together(own_data, tmp_path):
-    write(tmp_path, own_data, train_num_steps=8, save_and_sample_every=4)
-    output = launch(tmp_path, "-c", "small.json")
-    assert output.count("encoding the training clips of balls once") == 1
-    run = the_run(tmp_path)
-    first, second = (checkpoints.load(tmp_path / f"weights_{process}.pth") for process in (0, 1))
-    state = run.load_state()
-    assert_same(first, second, "weights")
-    assert_same(first, state["model"], "weights")
-    states = run.load_training_state()["random_states"]
-    assert len(states) == 2 and not torch.equal(states[0]["torch"], states[1]["torch"])
-    assert [(record["step"], record["epoch"]) for record in run.records()] == [(4, 1), (8, 2)]  # 33 // (2 * 4)
-    assert (run.path / "log.txt").read_text().count("step 4 ") == 1 and state["ema"]["step"] == 8
-    with pytest.raises(UserError, match=r"was trained by 2 process\(es\); it can only go on with as many"):
-        train("/", "--resume", run.path)
+    poisoned.ema.update = inf_at_10
+    with pytest.raises(TrainingError, match=r"model\.particle_decoder\.\d\.bias .*not finite .*iteration 10; .*good"):
+        fit(poisoned)
 
 
 # ---- what is refused
@@ -628,48 +556,40 @@ def test_two_processes_train_one_model_and_go_on_together(own_data, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ddlp_dir": "gone"}, "ddlp_dir is gone: no such folder; legal: the run directory of a DDLP, or a released"),
-        ({"ddlp_dir": "."}, r"\.: no configuration of the DDLP; looked for hparams.json"),
-        ({"ddlp_ckpt": "gone.pth"}, "ddlp_ckpt is gone.pth: no such file; legal: a file of weights, or null, the best"),
-        ({"ddlp_ckpt": "other.pth"}, "other.pth: does not fit the configuration's ObjectDynamicsDLP: lacks logvar_kp"),
-        (
-            {"diffuse_frames": 15},
-            "the training clips of ds balls, diffuse_frames 15: sample_length: 15 frames are more than the 14 of",
-        ),
-        (
-            {"batch_size": 34},
-            r"batch_size is 34 on 1 process\(es\), but the training set has 33 items; legal: at most 33",
-        ),
-        ({"ds": "shapes"}, "the training clips of ds shapes, diffuse_frames 4: ds: the data set 'shapes' has no video"),
-        ({"ds_root": "gone"}, "the training clips of ds balls, diffuse_frames 4: gone/train.hdf5 is missing; make it"),
+        ({"ddlp_dir": "gone"}, "ddlp_dir is gone: no such folder; legal: "),
+        ({"ddlp_dir": "."}, r"no configuration of the DDLP; looked for hparams.json"),
+        ({"ddlp_ckpt": "gone.pth"}, "ddlp_ckpt is gone.pth: no such file; legal: "),
+        ({"ddlp_ckpt": "other.pth"}, "other.pth: does not fit .*ObjectDynamicsDLP: lacks logvar_kp"),
+        ({"diffuse_frames": 15}, "ds balls, diffuse_frames 15: .*15 frames are more than the 14 "),
+        ({"batch_size": 34}, "batch_size is 34 .* 33 items; legal: at most 33"),
+        ({"ds": "shapes"}, "ds shapes, diffuse_frames 4: .*'shapes' has no video"),
+        ({"ds_root": "gone"}, "ds balls, diffuse_frames 4: gone/train.hdf5 is missing"),
         ({"result_dir": "gone"}, "gone: no such"),
         ({"result_dir": "."}, r"\.: not a run directory of DiffuseDDLP"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_is_made(changes, message, ddlp, tmp_path, encodings):
-    write(tmp_path, ddlp, **changes)
+def test_what_does_not_fit_is_refused_before_anything_is_made(changes, message, config, tmp_path, encodings):
     checkpoints.save({}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=message):
-        train(tmp_path, "-c", "small.json")
+        train(tmp_path, config, **changes)
     assert encodings == [] and not list(tmp_path.glob("*_diffuse_ddlp"))
 
 
-def test_what_decides_the_numbers_does_not_change_when_a_run_goes_on(trained, ddlp, tmp_path):
-    before = (trained.path / "diffusion_hparams.json").read_text()
-    with pytest.raises(UserError, match=f"--lr cannot change when a run goes on; legal: {', '.join(RESUMABLE)}"):
-        train("/", "--resume", trained.path, "--lr", 0.1)
-    write(tmp_path, ddlp, result_dir=str(trained.path), loss_type="l2")
-    message = rf'loss_type is "l2", but "l1" in result_dir {re.escape(str(trained.path))}, and cannot change'
-    with pytest.raises(UserError, match=message):
-        train("/", "-c", tmp_path / "small.json")
-    assert (trained.path / "diffusion_hparams.json").read_text() == before
+def test_what_decides_the_numbers_does_not_change_when_a_run_goes_on(trained, config, tmp_path):
+    hparams = trained.path / "diffusion_hparams.json"
+    text = hparams.read_text()
+    with pytest.raises(UserError, match=r"lr is 0.1; legal: 0.001, .*train_num_steps.*save_and_sample_every"):
+        resume(trained, lr=0.1)
+    with pytest.raises(UserError, match=r"loss_type is .l2.; legal: 'l1', .*train_num_steps"):
+        train(tmp_path, config, result_dir=str(trained.path), loss_type="l2")
+    assert hparams.read_text() == text
 
 
 def test_a_run_without_a_saved_state_does_not_go_on(trained, tmp_path):
     shutil.copytree(trained.path, tmp_path / "run")
     (tmp_path / "run" / "saves" / "model.pth").unlink()
-    with pytest.raises(UserError, match=r"cannot be resumed: no saves/model\.pth in it"):
-        train("/", "--resume", tmp_path / "run")
+    with pytest.raises(UserError, match=r"cannot be resumed: no saves/model\.pth"):
+        resume(DiffusionRun.open(tmp_path / "run"))
 
 
 def test_either_a_configuration_or_a_run(capsys):
@@ -683,4 +603,4 @@ def test_the_options_are_the_configurations_keys(capsys):
     with pytest.raises(SystemExit):
         train_diffuse_ddlp.main(["--help"])
     text = capsys.readouterr().out
-    assert all(f"--{name} " in text for name in BASE) and "--no_cache" in text
+    assert all(f"--{name} " in text for name in vars(DiffuseConfig.load("diffuse_ddlp"))) and "--no_cache" in text

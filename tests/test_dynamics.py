@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import models
 from configs.schema import Config
@@ -15,11 +16,8 @@ from models import ObjectDLP, ObjectDynamicsDLP
 from modules.dynamics_modules import DynamicsDLP
 from modules.particles import Particles
 from tests import golden
-from tests.test_models import build as build_dlp
-from tests.test_models import images
-from train_ddlp import dynamic_discount
 from training.loop import Progress
-from utils.errors import UserError
+from training.particles import dynamic_discount
 
 ARGUMENTS = golden.case("ddlp")["arguments"]  # 32 pixels, 5 particles
 T, K = ARGUMENTS["timestep_horizon"], ARGUMENTS["n_kp_enc"]
@@ -38,6 +36,12 @@ def large_weights(model, seed):
 
 def build(seed=0, **changes):
     return large_weights(ObjectDynamicsDLP(**{**ARGUMENTS, **changes}), seed)
+
+
+def images(*leading):
+    """Smooth random images [.., 3, 32, 32] in 0..1, as many as `leading` says."""
+    coarse = torch.rand(math.prod(leading), 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return F.interpolate(coarse, size=32, mode="bicubic", align_corners=False).clamp(0, 1).view(*leading, 3, 32, 32)
 
 
 def pint(seed=0, **changes):
@@ -122,6 +126,22 @@ def test_the_published_depth_logvar_is_the_mean_before_the_depth_is_added():
     change = own.predict(past).depth.mean - past.z_depth
     torch.testing.assert_close(published.predict(past).depth.logvar, change)
     assert (own.predict(past).depth.logvar - change).abs().min() > 0
+
+
+def test_what_a_state_dict_says_of_the_depth_logvar():
+    """Ours says False; a published one says nothing, which means True; one without any entry of PINT says nothing."""
+    ours = build().state_dict()
+    assert ours.pop("dyn_module.depth_logvar_from_mean").item() is False
+    assert "dyn_module.depth_logvar_from_mean" not in build(depth_logvar_from_mean=True).state_dict()
+    parts = {name: value for name, value in ours.items() if name.startswith("fg_module.")}
+    for before in (False, True):
+        model = build(depth_logvar_from_mean=before)
+        model.load_state_dict(parts, strict=False)
+        assert model.dyn_module.depth_logvar_from_mean is before
+        model.load_state_dict(ours)
+        assert model.dyn_module.depth_logvar_from_mean is True
+        model.load_state_dict(build().state_dict())
+        assert model.dyn_module.depth_logvar_from_mean is False
 
 
 # ------------------------------------------------------------------------------------------------------- roll-outs
@@ -227,10 +247,8 @@ def test_sampling_is_reproducible_and_deterministic_predictions_draw_nothing():
 
 
 def test_the_first_frame_is_encoded_as_dlpv2_encodes_it():
-    dlp, ddlp = (
-        build_dlp(**{name: ARGUMENTS[name] for name in ARGUMENTS if name in inspect.signature(ObjectDLP).parameters}),
-        build(),
-    )
+    dlp_arguments = {name: ARGUMENTS[name] for name in ARGUMENTS if name in inspect.signature(ObjectDLP).parameters}
+    dlp, ddlp = ObjectDLP(**dlp_arguments).eval(), build()
     weights = {name: value for name, value in ddlp.state_dict().items() if not name.startswith("dyn_module")}
     dlp.load_state_dict(weights)
     video = images(2, T + 1)
@@ -260,16 +278,16 @@ def test_videos_work_without_filtering(forward_dyn):
 @pytest.mark.parametrize("frames", [1, T, T + 2])
 def test_a_clip_of_another_length_is_refused(frames):
     model = build()
-    with pytest.raises(UserError, match=f"a clip of {frames} frames; legal: {T + 1}, timestep_horizon [+] 1"):
+    with pytest.raises(ValueError, match=f"a clip of {frames} frames; legal: {T + 1}, timestep_horizon [+] 1"):
         model(images(1, frames))
-    with pytest.raises(UserError, match=f"a clip of {frames} frames"):
+    with pytest.raises(ValueError, match=f"a clip of {frames} frames"):
         model.calc_elbo(images(1, frames), {})
     assert model(images(1, frames), forward_dyn=False)["rec"].shape[0] == frames
 
 
 @pytest.mark.parametrize("cond_steps", [0, 6])
 def test_more_conditioning_frames_than_there_are_are_refused(cond_steps):
-    with pytest.raises(UserError, match=f"cond_steps is {cond_steps}; legal: 1 to the clip's 5 frames"):
+    with pytest.raises(ValueError, match=f"cond_steps is {cond_steps}; legal: 1 to the clip's 5 frames"):
         build().sample(images(1, 5), 2, cond_steps=cond_steps)
 
 
@@ -330,6 +348,10 @@ def test_the_discount_rises_with_the_iterations(iteration, warmup, epoch_length,
     expected = [min(1.0, iteration / ((i + 1) * step)) for i in range(10)][: 10 - num_static + 1]
     weights = dynamic_discount(Progress(0, 0, iteration, epoch_length), config)
     torch.testing.assert_close(weights, torch.tensor(expected))
+    # It counts from the epoch on from which the dynamics are trained.
+    later = config.replace(start_dyn_epoch=3)
+    assert torch.equal(dynamic_discount(Progress(3, 0, 3 * epoch_length + iteration, epoch_length), later), weights)
+    assert not dynamic_discount(Progress(3, 0, 3 * epoch_length, epoch_length), later).any()
 
 
 def test_static_frames_alone_leave_nothing_to_discount():
@@ -342,5 +364,5 @@ def test_static_frames_alone_leave_nothing_to_discount():
 
 def test_a_discount_that_is_too_short_is_refused():
     model, video = build(), images(1, T + 1)
-    with pytest.raises(UserError, match=f"dynamic_discount has 1 entries; legal: at least {T - 1}"):
+    with pytest.raises(ValueError, match=f"dynamic_discount has 1 entries; legal: at least {T - 1}"):
         model.calc_elbo(video, model(video), num_static=2, dynamic_discount=[1.0])

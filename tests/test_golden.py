@@ -11,6 +11,7 @@ from utils import checkpoints
 CASES = ["dlp", "dlp_tracking", "dlp_mixer", "dlp_resblock_attention", "dlp_distance_zeros", "dlp_64"]
 VIDEO_CASES = ["ddlp", "ddlp_no_correlation", "ddlp_attention", "ddlp_64"]
 STAGES = {"": {}, "_warmup": {"warmup": True, "noisy": True}, "_noisy": {"noisy": True}}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # What the release's random filtering drew in the tracking case's two training stages; in which order it ranked the
 # proposals is all that it drew.
@@ -27,7 +28,7 @@ def load_model(name, dtype):
     else:
         model = ObjectDLP(**case["arguments"])
     model.load_state_dict(golden.weights(name), strict=True)
-    return model.to(dtype).eval()
+    return model.to(DEVICE, dtype).eval()
 
 
 def assert_dict_close(outputs, arrays, prefix, dtype):
@@ -43,7 +44,9 @@ def assert_gradients_close(model, name, expected, dtype):
     parameters = dict(model.named_parameters())
     entries = [entry["name"] for entry in golden.manifest(name)["parameters"] if entry.get("gradient", True)]
     gradients = [parameters[entry].grad for entry in entries]
-    norms = torch.stack([torch.zeros((), dtype=dtype) if grad is None else grad.norm() for grad in gradients])
+    norms = torch.stack(
+        [torch.zeros((), dtype=dtype, device=DEVICE) if grad is None else grad.norm() for grad in gradients]
+    )
     if dtype is torch.float32:
         assert_close(norms, expected, dtype, "gradient norms")
         return
@@ -66,7 +69,7 @@ def test_forward_loss_and_gradients(name, stage, dtype, no_normal_noise, monkeyp
     model, case, arrays = load_model(name, dtype), golden.case(name), golden.arrays(name)
     if name == "dlp_tracking" and stage:
         monkeypatch.setattr(torch, "randperm", lambda n, device: torch.tensor(RANDOM_CHOICES[stage], device=device))
-    x = torch.from_numpy(arrays["x"]).to(dtype)
+    x = torch.from_numpy(arrays["x"]).to(DEVICE, dtype)
     output = model(x, deterministic=True, **case["forward_arguments"], **STAGES[stage])
     assert_dict_close(output, arrays, f"forward{stage}", dtype)
     loss = model.calc_elbo(x, output, **case["loss_arguments"], **STAGES[stage])
@@ -80,12 +83,12 @@ def test_forward_loss_and_gradients(name, stage, dtype, no_normal_noise, monkeyp
 def test_discounted_and_balanced_loss(name, dtype):
     dtype = DTYPES[dtype]
     model, case, arrays = load_model(name, dtype), golden.case(name), golden.arrays(name)
-    x = torch.from_numpy(arrays["x"]).to(dtype)
+    x = torch.from_numpy(arrays["x"]).to(DEVICE, dtype)
     loss = model.calc_elbo(
         x,
         model(x, deterministic=True),
         **case["loss_arguments"],
-        dynamic_discount=torch.linspace(0.2, 1, model.timestep_horizon, dtype=dtype),
+        dynamic_discount=torch.linspace(0.2, 1, model.timestep_horizon, dtype=dtype, device=DEVICE),
         beta_dyn_rec=0.5,
         num_static=2,
         balance=0.8,
@@ -100,7 +103,7 @@ def test_discounted_and_balanced_loss(name, dtype):
 def test_without_the_dynamics(name, dtype):
     dtype = DTYPES[dtype]
     model, case, arrays = load_model(name, dtype), golden.case(name), golden.arrays(name)
-    x = torch.from_numpy(arrays["x"]).to(dtype)
+    x = torch.from_numpy(arrays["x"]).to(DEVICE, dtype)
     output = model(x, deterministic=True, forward_dyn=False)
     assert_dict_close(output, arrays, "forward_static", dtype)
     assert not [name for name in output if name.endswith("_dyn")]
@@ -115,7 +118,7 @@ def test_without_the_dynamics(name, dtype):
 def test_prediction_past_the_window(name, dtype):
     dtype = DTYPES[dtype]
     model, arrays = load_model(name, dtype), golden.arrays(name)
-    x = torch.from_numpy(arrays["x"]).to(dtype)
+    x = torch.from_numpy(arrays["x"]).to(DEVICE, dtype)
     rec, particles = model.sample(x, num_steps=x.shape[1] + 2, cond_steps=4, return_z=True)
     assert_dict_close({"rec": rec, **particles}, arrays, "sample", dtype)
     assert {f"sample/{key}" for key in ("rec", *particles)} == {key for key in arrays if key.startswith("sample/")}
@@ -132,7 +135,7 @@ def test_prediction_past_the_window(name, dtype):
 def test_encode_all_and_decode_all(name, dtype):
     dtype = DTYPES[dtype]
     model, arrays = load_model(name, dtype), golden.arrays(name)
-    encoded = model.encode_all(torch.from_numpy(arrays["x"]).to(dtype), deterministic=True)
+    encoded = model.encode_all(torch.from_numpy(arrays["x"]).to(DEVICE, dtype), deterministic=True)
     assert_dict_close(encoded, arrays, "encode_all", dtype)
     assert {f"encode_all/{key}" for key in encoded} == {key for key in arrays if key.startswith("encode_all/")}
     z, z_features, z_bg, obj_on = (encoded[key] for key in ("z", "z_features", "z_bg", "obj_on"))
@@ -142,7 +145,7 @@ def test_encode_all_and_decode_all(name, dtype):
 
 def test_forward_gives_all_published_outputs_and_no_more():
     arrays = golden.arrays("dlp")
-    output = load_model("dlp", torch.float64)(torch.from_numpy(arrays["x"]).double())
+    output = load_model("dlp", torch.float64)(torch.from_numpy(arrays["x"]).to(DEVICE, torch.float64))
     assert {f"forward/{key}" for key in output} == {key for key in arrays if key.startswith("forward/")}
 
 

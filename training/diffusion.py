@@ -28,8 +28,8 @@ class DiffusionTask(Task):
     """DiffuseDDLP around a trained DDLP: a clip of `diffuse_frames` frames, or its particles, per item.
 
     config, ddlp_config, ddlp: as for `DiffuseDDLP`; run: the `DiffusionRun` that goes on, which has the particles'
-    statistics, or None: they are taken from the training set. `diffuse_ddlp` is the model, of which the diffusion alone
-    is trained.
+    statistics, or None: they are taken from the training set. `build_model` makes `diffuse_ddlp`, of which the
+    diffusion alone is trained.
     """
 
     bar = ("loss", "grad_norm")
@@ -38,13 +38,14 @@ class DiffusionTask(Task):
 
     def __init__(self, config, ddlp_config, ddlp, accelerator, run=None):
         self.config, self.accelerator, self.run = config, accelerator, run
-        self.diffuse_ddlp = DiffuseDDLP.from_config(config, ddlp_config, ddlp).to(accelerator.device)
+        self.ddlp_config, self.ddlp = ddlp_config, ddlp
         self.ema = (config.ema_decay, config.ema_update_every)
         self.save_every = config.save_and_sample_every
         self.items = None  # clips, or their tokens
 
     def build_model(self):
-        return self.diffuse_ddlp.diffusion
+        self.diffuse_ddlp = DiffuseDDLP.from_config(self.config, self.ddlp_config, self.ddlp)
+        return self.diffuse_ddlp.to(self.accelerator.device).diffusion
 
     def make_optimizer(self, model):
         return make_adam(model.parameters(), self.config.lr, (0.9, 0.99)), 1.0
@@ -67,6 +68,9 @@ class DiffusionTask(Task):
         if self.config.encode_on_the_fly:
             tokens, _ = self.diffuse_ddlp.encode(tokens)
         return {"loss": model(self.diffuse_ddlp.normalization.normalize(tokens), self.diffuse_ddlp.mask)}
+
+    def kind_of_step(self, progress):
+        return ()
 
     def interval(self, progress):
         every = self.config.save_and_sample_every

@@ -9,6 +9,7 @@ on exactly as if it had not been.
 import math
 import signal
 import time
+import warnings
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,8 +22,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from training.batches import RunningMeans, ShuffledBatches
+from training.graphs import GraphedSteps
 from utils import checkpoints
-from utils.device import autocast
+from utils.device import autocast, check_cuda_graphs
 from utils.errors import UserError
 from utils.plotting import loss_graph
 from utils.random_state import preserve_random_state, random_state, set_random_state
@@ -39,12 +41,14 @@ class TrainingError(UserError):
 
 @dataclass
 class Progress:
-    """Where training stands: finished epochs, batches done in this one, iterations in all; and an epoch's batches."""
+    """Where training stands: finished epochs, batches done in this one, iterations in all; an epoch's batches; and
+    whether an interval is finished that is not evaluated yet."""
 
     epoch: int = 0
     batch: int = 0
     iteration: int = 0
     epoch_length: int = 0
+    evaluation_due: bool = False
 
     def enter_next_epoch_if_due(self):
         if self.batch == self.epoch_length:
@@ -96,6 +100,10 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def kind_of_step(self, progress):
+        """What tells the current steps from others that run other operations: anything that can be compared."""
+
+    @abstractmethod
     def interval(self, progress):
         """The current `Interval`."""
 
@@ -115,13 +123,14 @@ class Task(ABC):
 class TrainingLoop:
     """Trains a `Task`'s model: `TrainingLoop(task, config, accelerator, resume_command).fit(run)`.
 
-    config: of it `seed`, `batch_size` and `precision` are read; resume_command: what a user types, before the run
-    directory, to go on with a run that was stopped. A run that goes on needs `resume(run)` before `fit(run)`.
+    config: of it `seed`, `batch_size`, `precision` and `cuda_graphs` are read; resume_command: what a user types,
+    before the run directory, to go on with a run that was stopped. A run that goes on needs `resume(run)` before `fit`.
     """
 
     def __init__(self, task, config, accelerator, resume_command):
         self.task, self.config, self.accelerator, self.resume_command = task, config, accelerator, resume_command
         self.run = None
+        self.clock = None  # when the interval's first step was done, and which it was
         self.best, self.means, self.interruption = {}, RunningMeans(), Interruption()
         set_seed(config.seed, device_specific=True)
         model = task.build_model()
@@ -134,6 +143,8 @@ class TrainingLoop:
             self.ema = EMA(self.bare_model, beta=beta, update_every=every, include_online_model=True)
         with accelerator.main_process_first():
             train_set, _ = task.train_set(Progress())
+        check_cuda_graphs(config, accelerator)
+        self.graphed_steps = GraphedSteps(self._gradients, self.optimizer) if config.cuda_graphs else None
         processes = accelerator.process_index, accelerator.num_processes
         self.batches = ShuffledBatches(len(train_set), config.batch_size, config.seed, *processes)
         self.progress = Progress(epoch_length=self.batches.num_batches)
@@ -149,11 +160,12 @@ class TrainingLoop:
         self.run = run
         for line in (f"run directory: {run.path}", *self.task.notes):
             self._say(line)
-        if self.task.end(self.progress) is not None:
-            self._say(self.task.end(self.progress))
+        progress = self.progress
+        if self.task.end(progress) is not None and not progress.evaluation_due:
+            self._say(self.task.end(progress))
         with self.interruption.watch():
-            while self.task.end(self.progress) is None:
-                if not self._train(self.task.interval(self.progress)):
+            while progress.evaluation_due or self.task.end(progress) is None:
+                if not progress.evaluation_due and not self._train(self.task.interval(progress)):
                     self._say(f"stopped at {self._position()}; go on with: {self.resume_command} {run.path}")
                     return False
                 self._finish_interval()
@@ -165,11 +177,12 @@ class TrainingLoop:
         loader = self._make_loader()
         self.model.train()
         self.batches.start_at(progress.epoch, progress.batch, interval.end - progress.iteration)
-        self.clock = None  # when the interval's first step was done, and which it was
+        self.clock = None
         for batch in self._with_progress_bar(loader, interval):
             self._step(batch)
             stop = self._stop_requested()
-            if stop or progress.iteration % save_every == 0 or progress.iteration == interval.end:
+            progress.evaluation_due = progress.iteration == interval.end
+            if stop or progress.iteration % save_every == 0 or progress.evaluation_due:
                 self.save_state()
             if stop:
                 return False
@@ -177,10 +190,12 @@ class TrainingLoop:
 
     def _step(self, batch):
         self.progress.enter_next_epoch_if_due()
-        self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.accelerator.device, self.config.precision):
-            losses = self.task.losses(self.model, self._to_device(batch), self.progress)
-        self.accelerator.backward(losses["loss"])
+        batch = self._to_device(batch)
+        if self.graphed_steps:
+            losses = self.graphed_steps(self.task.kind_of_step(self.progress), batch, self.progress)
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
+            losses = self._gradients(batch, self.progress)
         if self.task.max_grad_norm is not None:
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.task.max_grad_norm)
             losses = {**losses, "grad_norm": norm}
@@ -194,6 +209,13 @@ class TrainingLoop:
         if self.progress.iteration % READ_INTERVAL == 0:
             self._read_losses()
 
+    def _gradients(self, batch, progress):
+        """Compute the losses and all gradients; returns the losses."""
+        with autocast(self.accelerator.device, self.config.precision):
+            losses = self.task.losses(self.model, batch, progress)
+        self.accelerator.backward(losses["loss"])
+        return losses
+
     def _finish_interval(self):
         progress = self.progress
         record = {"epoch": progress.epoch, self.run.counter: progress.iteration, "lr": self.scheduler.get_last_lr()[0]}
@@ -202,8 +224,12 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             self.run.save_figure(f"{self.run.name}_graph", loss_graph(self.run.records(), *self.task.graph))
         self._say(" ".join(f"{name} {value:.4g}" for name, value in record.items()))
-        self.scheduler.step()
+        with warnings.catch_warnings():
+            # Where a run goes on with an evaluation, PyTorch misses a step of the optimiser before.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            self.scheduler.step()
         progress.enter_next_epoch_if_due()
+        progress.evaluation_due = False
         self.means = RunningMeans()
         self.save_state()
 

@@ -116,6 +116,9 @@ class ParticleTask(Task):
     def open_validation_set(self):
         """The data set to evaluate on."""
 
+    def kind_of_step(self, progress):
+        return tuple(training_stage(progress.epoch, self.config.warmup_epoch).values())
+
     def interval(self, progress):
         start = progress.iteration - progress.batch
         return Interval(f"epoch {progress.epoch}", start, start + progress.epoch_length)
@@ -183,7 +186,7 @@ class DLPTask(ParticleTask):
     def losses(self, model, batch, progress):
         x = scaled(batch[0])
         stage = training_stage(progress.epoch, self.config.warmup_epoch)
-        output = model(x, train_enc_prior=self.config.train_enc_prior, **stage)
+        output = model(x, train_enc_prior=self.config.train_enc_prior, alpha_masks=False, **stage)
         losses = self.model.calc_elbo(x, output, **self.elbo_options, **stage)
         return {**losses, **training_health(output)}
 
@@ -232,6 +235,7 @@ class DDLPTask(ParticleTask):
             train_enc_prior=config.train_enc_prior,
             num_static_frames=config.num_static_frames,
             pint_noise=config.pint_noise,
+            alpha_masks=False,
             **stage,
         )
         if with_dynamics:
@@ -241,6 +245,10 @@ class DDLPTask(ParticleTask):
         else:
             losses = self.model.calc_elbo_static(x, output, **self.elbo_options, **stage)
         return {**losses, **training_health(output)}
+
+    def kind_of_step(self, progress):
+        with_dynamics, alone = progress.epoch >= self.config.start_dyn_epoch, self._trains_dynamics_alone(progress)
+        return (*super().kind_of_step(progress), with_dynamics, alone)
 
     def _losses_of_dynamics(self, model, posterior, progress):
         """The loss of PINT alone on particles drawn from the posteriors of clips."""

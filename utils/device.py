@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from utils.errors import UserError
-from utils.legal import DEVICE, check
+from utils.legal import DEVICE, check, illegal
 
 PRECISIONS = ("float32", "bfloat16")
 # What accelerate's own configuration or environment may set, and the value that leaves it alone.
@@ -66,3 +66,10 @@ def autocast(device, precision):
 def make_adam(parameters, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
     """Adam whose step is one kernel per group of weights."""
     return torch.optim.Adam(parameters, lr, betas, eps, weight_decay, fused=True)
+
+
+def check_cuda_graphs(config, accelerator):
+    """`UserError` where `cuda_graphs` is asked for and cannot be had."""
+    if config.cuda_graphs and (accelerator.device.type != "cuda" or accelerator.num_processes > 1):
+        place = f"{accelerator.num_processes} process(es) on {accelerator.device.type}"
+        raise illegal("cuda_graphs", True, f"false with {place}; true with one process on a GPU")

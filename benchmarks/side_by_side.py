@@ -1,0 +1,150 @@
+"""What the benchmarks of training steps and of roll-outs share: each measurement in a process of its own, this checkout
+and another one in turn.
+
+A measurement is a dict with `seconds` (a list), `flops`, `peak_bytes` and whatever says what was measured; it is
+printed as one line of JSON. Load on the machine then falls on both sides alike; the fastest times are the most
+trustworthy, and the ratio is that of minima.
+"""
+
+import argparse
+import inspect
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parents[1]
+BATCH_SIZES = {"shapes": 16, "balls": 4, "obj3d128": 1, "traffic": 1}
+
+
+def parse_arguments(description, arguments, names):
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-d", "--dataset", nargs="+", choices=names, default=names, metavar="NAME", help=str(names))
+    parser.add_argument("--baseline", metavar="FOLDER", help="another checkout of this repository, or the release")
+    parser.add_argument("--batch_size", type=int, help="default: 16 of Shapes, 4 of Balls, 1 of the others")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="(%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="processes per checkout (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="timings per process (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of a CPU (%(default)s)")
+    parser.add_argument("--measure", metavar="FOLDER", help=argparse.SUPPRESS)  # one process: the checkout to load
+    return parser.parse_args(arguments)
+
+
+def run(description, arguments, names, measure):
+    """The command of a benchmark. measure: a function of (args, name) that returns a measurement."""
+    args = parse_arguments(description, arguments, names)
+    if args.measure:
+        sys.path.insert(0, args.measure)
+        torch.set_num_threads(args.threads)
+        print(json.dumps(measure(args, args.dataset[0])))
+        return
+    checkouts = [ROOT] if args.baseline is None else [Path(args.baseline).resolve(), ROOT]
+    rate = matmul_rate(args)
+    for name in args.dataset:
+        found = {checkout: [] for checkout in checkouts}
+        for _ in range(args.rounds):
+            for checkout in checkouts:
+                measurement = {"dataset": name, "checkout": str(checkout), **_in_a_process(checkout, name, args)}
+                measurement["share_of_matmul"] = measurement["flops"] / min(measurement["seconds"]) / rate
+                found[checkout].append(measurement)
+                print(json.dumps(measurement), flush=True)
+        for checkout in checkouts:
+            print(_summary(found[checkout]))
+        if args.baseline is not None:
+            before, after = (min(_seconds(found[checkout])) for checkout in checkouts)
+            memory = [max(m["peak_bytes"] for m in found[checkout]) for checkout in checkouts]
+            print(f"{name}: {before / after:.2f} times as fast, {memory[1] / memory[0]:.2f} of the memory", flush=True)
+
+
+def _in_a_process(checkout, name, args):
+    options = ["--measure", str(checkout), "-d", name]
+    for option in ("batch_size", "device", "precision", "repeats", "threads"):
+        if getattr(args, option) is not None:
+            options += [f"--{option}", str(getattr(args, option))]
+    done = subprocess.run([sys.executable, sys.argv[0], *options], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _seconds(measurements):
+    return [seconds for measurement in measurements for seconds in measurement["seconds"]]
+
+
+def _summary(measurements):
+    seconds, first = _seconds(measurements), measurements[0]
+    share = max(measurement["share_of_matmul"] for measurement in measurements)
+    peak = max(measurement["peak_bytes"] for measurement in measurements) / 1e9
+    return (
+        f"{first['dataset']} x {first['batch_size']}, {first['checkout']}: median {statistics.median(seconds):.4f} s, "
+        f"fastest {min(seconds):.4f} s, {share:.0%} of the float32 matmul rate at best, {peak:.2f} GB above idle"
+    )
+
+
+def build_model(name, device):
+    """The model of a configuration, from the checkout that is measured; published constructors are all it needs."""
+    import models
+
+    config = json.loads((ROOT / "configs" / f"{name}.json").read_text())
+    model_class = models.ObjectDLP if name == "shapes" else models.ObjectDynamicsDLP
+    known = [key for key in inspect.signature(model_class).parameters if key in config]
+    torch.manual_seed(0)
+    return model_class(cdim=config["ch"], **{key: config[key] for key in known}).to(device), config
+
+
+def measured(step, args, batch_size):
+    """Time `step`, a function without arguments, after one call that warms up and one whose operations are counted."""
+    idle = _memory(args.device)
+    with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bfloat16"):
+        step()
+        with FlopCounterMode(display=False) as counter:
+            step()
+        seconds = []
+        for _ in range(args.repeats):
+            _wait(args.device)
+            start = time.perf_counter()
+            step()
+            _wait(args.device)
+            seconds.append(time.perf_counter() - start)
+    return {
+        "batch_size": batch_size,
+        "device": args.device,
+        "precision": args.precision,
+        "seconds": seconds,
+        "flops": counter.get_total_flops(),
+        "peak_bytes": _memory(args.device, peak=True) - idle,
+    }
+
+
+def _memory(device, peak=False):
+    """Bytes in use, or the most there were: of a GPU the tensors', of a CPU the process's resident set."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)
+    if peak:
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _wait(device):
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def matmul_rate(args):
+    """Operations per second of float32 products of 2048 x 2048 matrices, at best (TF32 off)."""
+    torch.set_num_threads(args.threads)
+    a, b = (torch.randn(2048, 2048, device=args.device) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        _wait(args.device)
+        start = time.perf_counter()
+        a @ b
+        _wait(args.device)
+        best = min(best, time.perf_counter() - start)
+    print(json.dumps({"float32_matmul_per_second": 2 * 2048**3 / best}), flush=True)
+    return 2 * 2048**3 / best

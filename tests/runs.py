@@ -1,0 +1,236 @@
+"""Training runs for tests: small configurations, commands in a folder, kills and signals at a step, runs compared."""
+
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import urllib.error
+from contextlib import ExitStack, contextmanager, nullcontext
+from unittest import mock
+
+import torch
+
+import training.diffusion
+import training.loop
+import training.particles
+from rundir.diffusion_run import DiffusionRun
+from rundir.run import Run
+from tests.balls import ROOT, SMALL, run_in
+from training.loop import TrainingLoop
+from utils import checkpoints
+
+# DLPv2 on drawn shapes: epochs of 4 steps, saved after every third and after each epoch.
+SHAPES = {
+    **{name: value for name, value in SMALL.items() if name != "animation_horizon"},
+    "ds": "shapes",
+    "num_epochs": 3,
+    "use_correlation_heatmaps": False,
+    "eval_im_metrics": False,
+    "checkpoint_freq": 3,
+}
+
+
+# DiffuseDDLP on balls; `ds_root` and `ddlp_dir` are missing.
+DIFFUSION = {
+    "ds": "balls",
+    "device": "cpu",
+    "batch_size": 4,
+    "lr": 1e-3,
+    "train_num_steps": 130,
+    "diffusion_num_steps": 6,
+    "diffuse_frames": 4,
+    "save_and_sample_every": 50,
+    "ema_decay": 0.85,
+    "num_workers": 0,
+    "seed": 3,
+}
+
+
+def write_json(folder, config, **changes):
+    """The file small.json in the folder; returns its path."""
+    path = folder / "small.json"
+    path.write_text(json.dumps({**config, **changes}))
+    return path
+
+
+def train(main, folder, config, *, figures=False, **changes):
+    """Train with a configuration and changes to it in the folder, by a training command's `main`. Returns the run.
+
+    figures: whether anything is drawn, which takes most of the time of a small run and changes nothing else.
+    """
+    option = "-c" if "ddlp_dir" in config else "-d"
+    folder.mkdir(exist_ok=True)
+    path = write_json(folder, config, **changes)
+    with nullcontext() if figures else no_figures():
+        run_in(folder, main, option, path)
+    return the_run(folder)
+
+
+def resume(main, run, **changes):
+    """Go on with a run, with changes on the command line, without figures."""
+    with no_figures():
+        run_in("/", main, "--resume", run.path, *(text for name in changes for text in (f"--{name}", changes[name])))
+
+
+@contextmanager
+def no_figures():
+    nothing = torch.zeros(3, 8, 8)
+    with ExitStack() as patches:
+        for owner, name, drawn in (
+            (training.loop, "loss_graph", nothing),
+            (training.particles, "draw_dlp", {"image": nothing}),
+            (training.particles, "draw_ddlp", {"image": nothing}),
+            (training.particles, "animate_predictions", None),
+            (training.diffusion.DiffusionTask, "evaluate", {}),
+        ):
+            patches.enter_context(mock.patch.object(owner, name, lambda *arguments, drawn=drawn: drawn))
+        yield
+
+
+def the_run(folder):
+    """The one run in the folder."""
+    (path,) = folder.glob("*_*dlp*")
+    return (DiffusionRun if path.name.endswith("diffuse_ddlp") else Run).open(path)
+
+
+def run_script(monkeypatch, folder, script, *arguments):
+    """`python script arguments` in this process. Returns its exit status."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    try:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def refuse_download(*arguments, **options):
+    raise urllib.error.URLError("no network")
+
+
+# ---------------------------------------------------------------------------------------------------- runs compared
+
+
+def numbers(run):
+    """The records without the speed."""
+    return [{name: value for name, value in row.items() if name != "steps_per_second"} for row in run.records()]
+
+
+def assert_same_run(run, expected):
+    """Weights, optimiser, counters, random states, best scores and records, bit for bit."""
+    names = sorted(path.name for path in (expected.path / "saves").iterdir())
+    assert sorted(path.name for path in (run.path / "saves").iterdir()) == names
+    for name in names:
+        mine, theirs = (checkpoints.load(one.path / "saves" / name) for one in (run, expected))
+        assert_same(mine, theirs, name)
+    assert numbers(run) == numbers(expected)
+
+
+def assert_same(actual, expected, where):
+    assert type(actual) is type(expected), where
+    if isinstance(expected, dict):
+        assert actual.keys() == expected.keys(), where
+        for key in expected:
+            assert_same(actual[key], expected[key], f"{where}/{key}")
+    elif isinstance(expected, (list, tuple)):
+        assert len(actual) == len(expected), where
+        for i, (mine, theirs) in enumerate(zip(actual, expected, strict=True)):
+            assert_same(mine, theirs, f"{where}/{i}")
+    elif torch.is_tensor(expected):
+        assert torch.equal(actual, expected), where
+    else:
+        assert actual == expected, where
+
+
+# ------------------------------------------------------------------------------------------------- kills and signals
+
+
+def before(monkeypatch, method, iteration, act, owner=TrainingLoop):
+    """Call `act()` before the owner's `method` when so many iterations are done, once."""
+    original, done = getattr(owner, method), []
+
+    def acting(self, *arguments):
+        progress = getattr(self, "progress", None) or arguments[1]
+        if progress.iteration == iteration and not done:
+            done.append(True)
+            act()
+        return original(self, *arguments)
+
+    monkeypatch.setattr(owner, method, acting)
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def exit_code(function, *arguments, **options):
+    """A function's exit code in a process of its own, a copy of this one; negative for the signal that ended it."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments, kwargs=options)
+    process.start()
+    process.join(120)
+    assert process.exitcode is not None, "it hangs"
+    return process.exitcode
+
+
+# ------------------------------------------------------------------------------------------------- several processes
+
+# Runs a training script with each list of arguments in turn, each in a folder of its own, as `python SCRIPT` does. RUN
+# is the run in the folder; with SIGTERM@N process 1 alone gets that signal in the step after N. What each process ends
+# with is written beside the run.
+SCRIPT = """
+import json, os, runpy, signal, sys
+from pathlib import Path
+import torch
+import training.loop
+from training.loop import TrainingLoop
+
+training.loop.loss_graph = lambda *arguments: torch.zeros(3, 8, 8)
+fit, step = TrainingLoop.fit, TrainingLoop._step
+
+def fit_and_keep(loop, run):
+    fit(loop, run)
+    torch.save(loop.bare_model.state_dict(), f"weights_{loop.accelerator.process_index}.pth")
+
+def step_with_signal(loop, batch):
+    if loop.progress.iteration == stop and loop.accelerator.process_index == 1:
+        signal.raise_signal(signal.SIGTERM)
+    step(loop, batch)
+
+TrainingLoop.fit, TrainingLoop._step = fit_and_keep, step_with_signal
+script, start, commands = sys.argv[1], os.getcwd(), json.loads(sys.argv[2])
+for folder, arguments in commands:
+    os.chdir(Path(start) / folder)
+    stop = next((int(each.removeprefix("SIGTERM@")) for each in arguments if each.startswith("SIGTERM@")), None)
+    arguments = [each for each in arguments if not each.startswith("SIGTERM@")]
+    sys.argv[1:] = [str(next(Path().glob("*_*dlp"))) if each == "RUN" else each for each in arguments]
+    runpy.run_path(script, run_name="__main__")
+"""
+
+
+def launch(folder, script, *commands):
+    """Run a training script on two processes for each of the commands, (folder, arguments). Returns the output."""
+    (folder / "script.py").write_text(SCRIPT)
+    for name, _ in commands:
+        (folder / name).mkdir(exist_ok=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run(
+        [*torchrun, "script.py", str(ROOT / script), json.dumps(commands)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def assert_one_model(folder, trained):
+    """Both processes ended with the same weights, which are those `trained`, and with random states of their own."""
+    for process in (0, 1):
+        assert_same(dict(checkpoints.load(folder / f"weights_{process}.pth")), dict(trained), "weights")
+    first, second = the_run(folder).load_state()["random_states"]
+    assert not torch.equal(first["torch"], second["torch"])
