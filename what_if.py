@@ -150,7 +150,7 @@ def what_if(model, video, edits, horizon=60, cond_steps=None, deterministic=True
 def draw_particles(frames, particles):
     """Frames [T, 3, H, W], enlarged, with the numbered visible ones of `Particles` [T, ...]."""
     # A position that is not a number is not drawn.
-    points = particles.z.mrequest_fill(particles.obj_on[..., None] <= VISIBLE, torch.nan)
+    points = particles.z.masked_fill(particles.obj_on[..., None] <= VISIBLE, torch.nan)
     canvas = enlarge(frames.cpu(), zoom_factor(frames, CANVAS))
     return plot_keypoints_on_image_batch(
         points, canvas, radius=3, max_imgs=len(canvas), kp_range=(-1, 1), plot_numbers=True

@@ -130,8 +130,8 @@ def simulate(positions, velocities, radius, image_size, num_frames):
     `positions`, `velocities`: [E, n, 2], the first frame of E episodes, (row, column) in pixels and pixels per frame.
     `radius` of all balls and `image_size`, the side of the box, in pixels.
 
-    Returns positions and velocities, float64 [E, num_frames, n, 2]. Kinetic energy stays the same, and momentum where
-    balls hit each other; each centre stays within radius .. image_size - radius.
+    Returns positions and velocities, float64 [E, num_frames, n, 2]. Kinetic energy does not change, nor does
+    momentum where balls hit each other; each centre stays within radius .. image_size - radius.
     """
     p, v = np.array(positions, np.float64), np.array(velocities, np.float64)  # [E, n, 2]
     all_p, all_v = (np.empty((len(p), num_frames, *p.shape[1:])) for _ in range(2))

@@ -6,7 +6,7 @@ from torch.utils.data import Dataset
 
 from datasets.frame_cache import with_frame_cache
 from utils.errors import UserError
-from utils.legal import illegal
+from utils.legal import check_choice, illegal
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 NO_ANNOTATIONS = 4  # positions, sizes, ids, in_camera
@@ -66,8 +66,7 @@ class EpisodeVideos(Dataset):
     is_images = False
 
     def __init__(self, root, mode="train", image_size=128, sample_length=10, cache=True, as_uint8=False):
-        if mode not in SPLITS:
-            raise UserError(f"mode: {mode!r} is unknown; legal are train, val (or valid) and test")
+        check_choice("mode", mode, SPLITS)
         image_size = whole_number("image_size", image_size)
         self._sample_length = whole_number("sample_length", sample_length)
         self._as_uint8 = as_uint8

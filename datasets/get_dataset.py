@@ -125,11 +125,11 @@ def _make(kind, ds, root, mode, image_size, seq_len, num_items, cache, as_uint8)
 def _variant(kind, ds):
     """The `kind` ("image" or "video") variant of `ds`; one that is named is imported."""
     if ds not in _VARIANTS:
-        raise UserError(f"ds: {ds!r} is not a known data set; known are {_names(_VARIANTS)}")
+        raise illegal("ds", ds, _names(_VARIANTS))
     variant = getattr(_VARIANTS[ds], kind)
     if variant is None:
         others = _names(name for name, variants in _VARIANTS.items() if getattr(variants, kind) is not None)
-        raise UserError(f"ds: the data set {ds!r} has no {kind} variant; data sets that have one: {others}")
+        raise illegal("ds", ds, f"a data set that has {kind}s: {others}")
     if isinstance(variant, str):
         module, _, attribute = variant.partition(":")
         variant = getattr(import_module(module), attribute)

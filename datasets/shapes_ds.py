@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.files import atomic_write, available_cores, file_lock
-from utils.legal import illegal
+from utils.legal import check_choice, illegal
 
 DEFAULT_ROOT = "./data/shapes"
 SHAPE_KINDS = ("rectangle", "circle", "triangle", "ellipse")
@@ -162,8 +162,7 @@ class ShapesDataset(Dataset):
     """
 
     def __init__(self, root, mode="train", image_size=64, num_images=None, seed=0):
-        if mode not in _MODES:
-            raise UserError(f"mode: {mode!r} is unknown; legal are train, val (or valid) and test")
+        check_choice("mode", mode, _MODES)
         mode = "val" if mode == "valid" else mode
         image_size = _whole_number("image_size", image_size, ShapesDrawing.max_size)
         self._num_images = _NUM_IMAGES[mode] if num_images is None else _whole_number("num_images", num_images, 1)

@@ -4,9 +4,9 @@
     root/{train,val,test}/{any.mp4, ...}                           ("valid" for "val" is legal)
 
 Without the folders train, val and test the videos are split by their names: the SHA-256 of a name, as a fraction of its
-range, decides: below 0.1 it is in test, below 0.2 in val, and else in train. Each of test and val gets at least one
-video and at most a fifth of all, the smallest fractions first to test, then to val. So a video stays where it is when
-others are added, but for the few of a small folder. At least three videos are needed.
+range, decides: below 0.1 it is in test, below 0.2 in val, and else in train. But test and val get at least one video
+each, and otherwise at most a fifth of all: the smallest fractions are in test, the next ones in val. So a video stays
+where it is when others are added, but for the few of a small folder. At least three videos are needed.
 
 A video is an .mp4, .avi, .gif, .mov, .mkv or .webm file, or a folder whose PNG or JPEG files, in the natural order of
 their names, are its frames. The largest square in the middle of a frame is resized to the image size (antialiased).

@@ -2,8 +2,9 @@
 
 import torch
 
-from configs.schema import METRICS, SMALLEST_IMAGES
+from configs.schema import METRICS
 from utils.errors import UserError
+from utils.legal import check_choice
 
 
 def _piqa_metric(name):
@@ -17,6 +18,7 @@ def _piqa_metric(name):
     return {"ssim": piqa.SSIM, "psnr": piqa.PSNR}[name](reduction="none")
 
 
+_SMALLEST_SIDES = {"lpips": 16, "ssim": 11, "psnr": 1}  # pixels, for VGG-16's four poolings and SSIM's window
 _IMAGES_AT_ONCE = 32  # LPIPS keeps about 16 MB of features per pair of 128 x 128 images
 
 
@@ -42,8 +44,9 @@ class ImageMetrics:
     def __call__(self, prediction, target):
         """Return `{name: tensor [N]}`, float32, on the metrics' device, in the order the metrics were named.
 
-        prediction, target: `[N, 3, H, W]` on any device, values clamped to 0..1. Raises `UserError` where the shapes
-        are not these, for images too small for a metric (SSIM 11 x 11, LPIPS 16 x 16 pixels) and for NaN.
+        prediction, target: `[N, 3, H, W]` on any device, values clamped to 0..1. Raises `ValueError` where the shapes
+        are not these, and `UserError` for images too small for a metric (SSIM 11 x 11, LPIPS 16 x 16 pixels) and for
+        NaN.
         """
         self._check_shapes(prediction, target)
         images = [_to_unit_range(name, value, self.device) for name, value in _named(prediction, target)]
@@ -53,15 +56,15 @@ class ImageMetrics:
     def _check_shapes(self, prediction, target):
         for name, images in _named(prediction, target):
             if images.dim() != 4 or images.shape[1] != 3:
-                raise UserError(f"image metrics: {name} has shape {list(images.shape)}; it must be [N, 3, H, W]")
+                raise ValueError(f"{name} has shape {list(images.shape)}; legal: [N, 3, H, W]")
         if prediction.shape != target.shape:
             shapes = f"{list(prediction.shape)} and {list(target.shape)}"
-            raise UserError(f"image metrics: shapes of prediction and target differ: {shapes}; they must be equal")
+            raise ValueError(f"prediction and target have shapes {shapes}; legal: equal ones")
         height, width = prediction.shape[-2:]
         for name in self.modules:
-            side = SMALLEST_IMAGES[name]
+            side = _SMALLEST_SIDES[name]
             if min(height, width) < side:
-                raise UserError(f"{name} needs images of at least {side} x {side} pixels, not {height} x {width}")
+                raise UserError(f"{name}: images are {height} x {width} pixels; legal: at least {side} x {side}")
 
 
 def available_metrics(metrics=("ssim", "psnr", "lpips"), device=torch.device("cpu")):  # noqa: B008 (immutable)
@@ -81,9 +84,8 @@ def available_metrics(metrics=("ssim", "psnr", "lpips"), device=torch.device("cp
 
 
 def _check_names(metrics):
-    unknown = [name for name in metrics if name not in METRICS]
-    if unknown:
-        raise UserError(f"unknown image metrics: {', '.join(unknown)}; legal: {', '.join(METRICS)}")
+    for name in metrics:
+        check_choice("image metric", name, METRICS)
 
 
 def _named(prediction, target):

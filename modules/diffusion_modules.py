@@ -39,7 +39,7 @@ def sampling_steps(sampler, steps, all_steps, name="steps"):
         return all_steps
     if steps is None:
         return min(DEFAULT_STEPS, all_steps)
-    if not 1 <= steps <= all_steps:
+    if steps not in range(1, all_steps + 1):
         raise illegal(name, steps, f"1 to {all_steps}, the steps of the noise schedule")
     return steps
 

@@ -4,6 +4,7 @@
 fills its weights, `NAME.npz` its input and outputs, computed in float64 and stored as float32.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import torch
 
 FOLDER = Path(__file__).parent / "golden"
 PUBLISHED = Path(__file__).parent / "published"
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
+@functools.cache
 def arrays(name):
-    """All arrays of a case, by key."""
+    """All arrays of a case, by key; read only."""
     with np.load(FOLDER / f"{name}.npz") as file:
         return {key: file[key] for key in file.files}
 
@@ -27,6 +30,12 @@ def case(name):
 
 def manifest(name):
     return json.loads((FOLDER / f"{name}.manifest.json").read_text())
+
+
+@functools.cache
+def weights(name):
+    """The weights of a case."""
+    return state_dict(manifest(name), case(name)["seed"])
 
 
 def state_dict(manifest, seed):
@@ -46,3 +55,14 @@ def state_dict(manifest, seed):
 def published(name):
     """A released configuration and its checkpoint's names and shapes: config, model, state_dict."""
     return json.loads((PUBLISHED / f"{name}.json").read_text())
+
+
+def assert_close(actual, expected, dtype, label):
+    """float64: within 1e-6 of the array's largest magnitude; float32: 95 % of the array within 3e-3 of it."""
+    actual = actual.detach().cpu().double().numpy()
+    assert actual.shape == expected.shape, label
+    error = np.abs(actual - expected) / max(np.abs(expected).max(), 1e-12)
+    if dtype is torch.float64:
+        assert error.max() < 1e-6, f"{label}: {error.max():.1e}"
+    else:
+        assert np.quantile(error, 0.95) < 3e-3, f"{label}: {np.quantile(error, 0.95):.1e}"

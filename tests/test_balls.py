@@ -434,20 +434,20 @@ def test_other_files_are_refused_and_forced(tmp_path):
     ("arguments", "message"),
     [
         ("--train 0", "train is 0; legal: at least 1"),
-        ("--val -1", "val: -1"),
-        ("--test 0", "test: 0"),
-        ("--processes 0", "processes: 0"),
-        ("--num_frames 0", "num_frames: 0"),
-        ("--num_balls 0", "num_balls: 0"),
-        ("--image_size -64", "image_size: -64"),
+        ("--val -1", "val is -1"),
+        ("--test 0", "test is 0"),
+        ("--processes 0", "processes is 0"),
+        ("--num_frames 0", "num_frames is 0"),
+        ("--num_balls 0", "num_balls is 0"),
+        ("--image_size -64", "image_size is -64"),
         ("--seed -1", "seed is -1; legal: from 0 to 2^32 - 1"),
-        ("--seed 4294967296", "seed: 4294967296"),
-        ("--radius 0", "radius: 0.0"),
-        ("--radius -2", "radius: -2.0"),
-        ("--radius nan", "radius: nan"),
+        ("--seed 4294967296", "seed is 4294967296"),
+        ("--radius 0", "radius is 0.0"),
+        ("--radius -2", "radius is -2.0"),
+        ("--radius nan", "radius is NaN"),
         ("--radius 8.1", "radius is 8.1; legal: above 0 and at most half the image_size, 8"),
-        ("--speed -1", "speed: -1.0"),
-        ("--speed inf", "speed: inf"),
+        ("--speed -1", "speed is -1.0"),
+        ("--speed inf", "speed is Infinity"),
         ("--speed 25.1", "speed is 25.1; legal: from 0 to 25 px per frame"),
         ("--num_balls 9", "num_balls: 9 balls of radius 2.5 do not fit at random into a box of 16 x 16 pixels"),
         ("--num_balls 1000000", "num_balls: 1000000 balls of radius 2.5 do not fit"),
@@ -479,7 +479,7 @@ def test_what_cannot_be_written_is_named(tmp_path, monkeypatch):
         str(tmp_path / "file"),
     ]
     done = subprocess.run([*script, "--radius", "9"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stderr.startswith("error: radius: 9.0") and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and done.stderr.startswith("error: radius is 9.0") and done.stderr.count("\n") == 1
     make = balls_preparation.make_episodes
 
     def on_a_full_disk(options, split, indices):
@@ -664,11 +664,11 @@ def test_configuration():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mode": "training"}, "mode: 'training' is unknown; legal are train, val (or valid) and test"),
-        ({"image_size": 0}, "image_size: 0"),
-        ({"image_size": 6.0}, "image_size: 6.0"),
-        ({"sample_length": 0}, "sample_length: 0"),
-        ({"sample_length": True}, "sample_length: True"),
+        ({"mode": "training"}, 'mode is "training"; legal: "train" or "val" or "valid" or "test"'),
+        ({"image_size": 0}, "image_size is 0"),
+        ({"image_size": 6.0}, "image_size is 6.0"),
+        ({"sample_length": 0}, "sample_length is 0"),
+        ({"sample_length": True}, "sample_length is true"),
         ({"sample_length": 8}, "sample_length: 8 frames are more than the 7 of an episode of {root}/train.hdf5"),
         ({"sample_length": 8, "mode": "val"}, "sample_length: 8 frames"),
         (

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,19 @@ import torch
 from skimage.draw import random_shapes
 from torch.utils.data import Dataset
 
+from configs.schema import Config
 from datasets import get_dataset, shapes_ds
-from datasets.get_dataset import get_image_dataset, get_video_dataset, register
+from datasets.get_dataset import (
+    get_image_dataset,
+    get_video_dataset,
+    image_dataset,
+    register,
+    shard_loader,
+    video_dataset,
+)
 from datasets.shapes_ds import ShapesDataset, ShapesDrawing, draw_shapes, generate_shape_dataset_torch
+from eval import eval_gen_metrics
+from eval.eval_gen_metrics import prediction_videos
 from utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -265,13 +276,13 @@ def test_an_unwritable_root_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "key"),
     [
-        ({"mode": "training"}, "mode: 'training'"),
-        ({"image_size": 12}, "image_size: 12"),
-        ({"image_size": 64.0}, "image_size: 64.0"),
-        ({"num_images": 0}, "num_images: 0"),
-        ({"num_images": -3}, "num_images: -3"),
-        ({"num_images": True}, "num_images: True"),
-        ({"seed": -1}, "seed: -1"),
+        ({"mode": "training"}, 'mode is "training"'),
+        ({"image_size": 12}, "image_size is 12"),
+        ({"image_size": 64.0}, "image_size is 64.0"),
+        ({"num_images": 0}, "num_images is 0"),
+        ({"num_images": -3}, "num_images is -3"),
+        ({"num_images": True}, "num_images is true"),
+        ({"seed": -1}, "seed is -1"),
     ],
 )
 def test_illegal_arguments(tmp_path, arguments, key):
@@ -310,12 +321,12 @@ def test_generate_shape_dataset_torch_by_default():
 @pytest.mark.parametrize(
     ("arguments", "key"),
     [
-        ({"img_size": 12}, "img_size: 12"),
-        ({"min_shapes": 6}, "max_shapes: 5"),
-        ({"min_shapes": -1}, "min_shapes: -1"),
-        ({"min_size": 1}, "min_size: 1"),
-        ({"max_size": 10}, "max_size: 10"),
-        ({"num_images": 0}, "num_images: 0"),
+        ({"img_size": 12}, "img_size is 12"),
+        ({"min_shapes": 6}, "max_shapes is 5"),
+        ({"min_shapes": -1}, "min_shapes is -1"),
+        ({"min_size": 1}, "min_size is 1"),
+        ({"max_size": 10}, "max_size is 10"),
+        ({"num_images": 0}, "num_images is 0"),
     ],
 )
 def test_generate_shape_dataset_torch_refuses(arguments, key):
@@ -366,7 +377,34 @@ def test_ones_own_data_set_in_one_line(registry):
         10,
         10,
     ]
-    assert get_video_dataset("mine", "folder", num_items=4)[3][0] == 3
+    assert [item[0] for item in get_video_dataset("mine", "folder", num_items=4)] == [0, 2, 5, 7]
+
+
+def test_a_configuration_says_which_items_and_how_many(registry, monkeypatch):
+    register("mine", image=Calls, video=Calls)
+    config = Config(ds="mine", timestep_horizon=4, batch_size=4, train_size=6, val_size=3)
+    videos = {mode: video_dataset(config, mode, 7) for mode in ("train", "val", "test")}
+    assert {mode: len(videos[mode]) for mode in videos} == {"train": 6, "val": 3, "test": 10}
+    assert {videos[mode][0][1]["mode"] for mode in videos} == set(videos)
+    assert videos["train"][0][1]["sample_length"] == 7
+    assert len(image_dataset(config, "val")) == 3
+    lengths = [
+        image_dataset(config.replace(use_tracking=tracks), "train")[0][1]["sample_length"] for tracks in (False, True)
+    ]
+    assert lengths == [1, 5]
+    monkeypatch.setattr(eval_gen_metrics, "TRAIN_WINDOWS", 3)
+    measured = [item[0] for item in prediction_videos(config.replace(train_size=None), "train", 7)]
+    assert measured == [0, 3, 6] and len(prediction_videos(config, "test", 7)) == 10
+
+
+def test_processes_share_out_the_items_and_videos_are_cut():
+    videos = [(torch.full((5,), number), torch.arange(5)) for number in range(5)]
+    accelerator = SimpleNamespace(num_processes=2, process_index=1)
+    batches = list(shard_loader(videos, 1, accelerator=accelerator, num_frames=3))
+    assert [[entry.tolist() for entry in batch] for batch in batches] == [[[[n] * 3], [[0, 1, 2]]] for n in (1, 3)]
+    assert torch.cat([batch[0] for batch in shard_loader(videos, 2)])[:, 4].tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(UserError, match=r"6 frames .* has 5"):
+        list(shard_loader(videos, 2, num_frames=6))
 
 
 def test_takes_num_items(registry):
@@ -386,13 +424,13 @@ def test_a_named_variant_is_imported_when_asked_for(registry, tmp_path, monkeypa
 
 def test_registry_refuses(registry):
     register("mine", video=Calls)
-    with pytest.raises(UserError, match=r"'schapes' is not a known data set; known are balls, clevrer, mine, .*shapes"):
+    with pytest.raises(UserError, match=r'ds is "schapes"; legal: balls, clevrer, mine, .*shapes'):
         get_image_dataset("schapes", None)
-    with pytest.raises(UserError, match=r"'mine' has no image variant; data sets that have one: balls, .*shapes"):
+    with pytest.raises(UserError, match=r'ds is "mine"; legal: .* images: balls, .*shapes'):
         get_image_dataset("mine", None)
-    with pytest.raises(UserError, match="'shapes' has no video variant; data sets that have one: balls, clevrer, mine"):
+    with pytest.raises(UserError, match=r'ds is "shapes"; legal: .* videos: balls, clevrer, mine'):
         get_video_dataset("shapes", None)
-    with pytest.raises(UserError, match="num_items: 0"):
+    with pytest.raises(UserError, match="num_items is 0; legal"):
         get_video_dataset("mine", None, num_items=0)
     with pytest.raises(UserError, match="'mine' is taken"):
         register("mine", image=Calls)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from datasets import frame_cache
 from datasets.episodes import Windows, scaled
+from datasets.particle_cache import cached_tokens
 from tests.frames import TextEpisodes, TextVideos, digits_of, write_texts
 from utils.errors import UserError
 from utils.files import file_lock
@@ -147,12 +148,12 @@ def test_items(root, cache, recwarn):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mode": "training"}, "mode: 'training' is unknown; legal are train, val (or valid) and test"),
-        ({"mode": None}, "mode: None"),
+        ({"mode": "training"}, 'mode is "training"; legal: "train" or "val" or "valid" or "test"'),
+        ({"mode": None}, "mode is null"),
         ({"image_size": 0}, "image_size is 0; legal: a whole number of at least 1"),
-        ({"image_size": 4.0}, "image_size: 4.0"),
-        ({"sample_length": 0}, "sample_length: 0"),
-        ({"sample_length": True}, "sample_length: True"),
+        ({"image_size": 4.0}, "image_size is 4.0"),
+        ({"sample_length": 0}, "sample_length is 0"),
+        ({"sample_length": True}, "sample_length is true"),
         ({"sample_length": 4}, "sample_length: 4 frames are more than the 3 of an episode of {root}/train"),
         (
             {"sample_length": 3, "mode": "val"},
@@ -343,6 +344,18 @@ def test_items_through_workers(root, cache):
     batches = list(DataLoader(dataset, batch_size=3, num_workers=2))
     assert [digits_of(video) for batch in batches for video in batch[0]] == items_of(dataset)
     assert [list(entry.shape) for entry in batches[0]] == [[3, 3, 3, 4, 4], [3, 0], [3, 0], [3, 0], [3, 0]]
+
+
+def test_tokens_of_another_key_have_a_file_of_their_own(tmp_path, capfd):
+    made = []
+
+    def blocks():
+        made.append(len(made))
+        yield torch.full((2, 3, 4, 5), made[-1])
+
+    keys = [{"encoder": 1}, {"encoder": 2}, {"encoder": 1}]
+    found = [cached_tokens(tmp_path, "toy", key, (2, 3, 4, 5), blocks)[1][0] for key in keys]
+    assert made == [0, 1] and [tokens.unique().tolist() for tokens in found] == [[0], [1], [0]]
 
 
 # ---- where it is kept

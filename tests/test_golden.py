@@ -1,17 +1,16 @@
 """The models against the published release's numbers, in float64 (the formula) and in float32 (its stability)."""
 
-import numpy as np
 import pytest
 import torch
 
 from models import ObjectDLP, ObjectDynamicsDLP
 from tests import golden
+from tests.golden import DTYPES, assert_close
 from utils import checkpoints
 
 CASES = ["dlp", "dlp_tracking", "dlp_mixer", "dlp_resblock_attention", "dlp_distance_zeros", "dlp_64"]
 VIDEO_CASES = ["ddlp", "ddlp_no_correlation", "ddlp_attention", "ddlp_64"]
 STAGES = {"": {}, "_warmup": {"warmup": True, "noisy": True}, "_noisy": {"noisy": True}}
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # What the release's random filtering drew in the tracking case's two training stages; in which order it ranked the
@@ -28,19 +27,8 @@ def load_model(name, dtype):
         model = ObjectDynamicsDLP(**case["arguments"], depth_logvar_from_mean=True)
     else:
         model = ObjectDLP(**case["arguments"])
-    model.load_state_dict(golden.state_dict(golden.manifest(name), case["seed"]), strict=True)
+    model.load_state_dict(golden.weights(name), strict=True)
     return model.to(DEVICE, dtype).eval()
-
-
-def assert_close(actual, expected, dtype, label):
-    """float64: within 1e-6 of the array's largest magnitude; float32: 95 % of the array within 3e-3 of it."""
-    actual = actual.detach().cpu().double().numpy()
-    assert actual.shape == expected.shape, label
-    error = np.abs(actual - expected) / max(np.abs(expected).max(), 1e-12)
-    if dtype is torch.float64:
-        assert error.max() < 1e-6, f"{label}: {error.max():.1e}"
-    else:
-        assert np.quantile(error, 0.95) < 3e-3, f"{label}: {np.quantile(error, 0.95):.1e}"
 
 
 def assert_dict_close(outputs, arrays, prefix, dtype):

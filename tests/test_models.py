@@ -18,34 +18,12 @@ from configs.schema import Config
 from models import ObjectDLP
 from modules.modules import GlimpseDecoder, PatchCNN, Stage
 from modules.spatial import cut_glimpses, generate_correlation_maps, square_mask
-from tests import golden
+from tests.small_dlp import ARGUMENTS, build, images
 from utils.errors import UserError
 
-ARGUMENTS = golden.case("dlp")["arguments"]  # 32 pixels, glimpses of 8, 16 patches, 8 proposals, 5 particles
 K = ARGUMENTS["n_kp_enc"]
 HEURISTICS = ["variance", "distance", "random", "none"]
 TRACKING = {"use_tracking": True, "use_correlation_heatmaps": True}
-
-
-def build(seed=0, dtype=torch.float32, **changes):
-    """A small model in evaluation mode, whose weights are large enough for every input to matter."""
-    torch.manual_seed(seed)
-    model = ObjectDLP(**{**ARGUMENTS, **changes})
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 1 / math.sqrt(parameter[0].numel()))
-            else:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    return model.to(dtype).eval()
-
-
-def images(*leading, channels=3, size=32, seed=1, dtype=torch.float32):
-    """Smooth random images in 0..1, as many as `leading` says."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(math.prod(leading), channels, size // 4, size // 4, generator=generator)
-    fine = F.interpolate(coarse, size=size, mode="bicubic", align_corners=False).clamp(0, 1)
-    return fine.view(*leading, channels, size, size).to(dtype)
 
 
 def scene(batch=1, particles=1, dtype=torch.float32, **changes):
@@ -101,9 +79,9 @@ def test_from_config_hands_every_key_on():
         **{"use_resblock": True, "scale_std": 0.4, "offset_std": 0.6, "obj_on_alpha": 0.7, "obj_on_beta": 0.8},
         **{"use_correlation_heatmaps": True, "enable_enc_attn": True, "filtering_heuristic": "distance"},
     }
-    for config in ({"ds": "shapes", **architecture, "use_tracking": True}, Config("shapes", **architecture)):
+    for config in ({"ds": "shapes", **architecture, "use_tracking": True}, Config(ds="shapes", **architecture)):
         model = ObjectDLP.from_config(config)
-        assert vars(model.architecture) == {**architecture, "cdim": 3}
+        assert vars(model.architecture) == {**architecture, "ch": 3}
         assert model.use_tracking == isinstance(config, dict)
 
 
@@ -123,7 +101,7 @@ def test_from_config_hands_every_key_on():
         ({"kp_range": (1, -1)}, "kp_range is [1.0, -1.0]; legal: a list of 2 finite numbers, the first below"),
         ({"learned_feature_dim": 0}, "learned_feature_dim is 0; legal: an integer, at least 1"),
         ({"bg_learned_feature_dim": 0}, "bg_learned_feature_dim is 0; legal: an integer, at least 1"),
-        ({"cdim": 0}, "cdim is 0; legal: an integer, at least 1"),
+        ({"cdim": 0}, "ch is 0; legal: an integer, at least 1"),
     ],
 )
 def test_illegal_arguments_are_refused_with_key_value_and_what_is_legal(changes, message):
@@ -134,8 +112,9 @@ def test_illegal_arguments_are_refused_with_key_value_and_what_is_legal(changes,
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 1, 32, 32), (2, 3, 64, 64), (2, 3, 32, 64), (1, 2, 2, 3, 32, 32)])
 @pytest.mark.parametrize("method", ["forward", "encode_all", "fg_sequential_opt"])
 def test_input_of_another_shape_is_refused_in_one_line(method, shape):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ValueError) as caught:
         getattr(build(), method)(torch.zeros(shape))
+    assert caught.type is ValueError  # of a programmer's, with its traceback
     kinds = {"forward": r"images [B, 3, 32, 32] or clips [B, T, 3, 32, 32]", "encode_all": "images [B, 3, 32, 32]"}
     assert str(caught.value) == f"input of shape {list(shape)}; legal: {kinds.get(method, 'clips [B, T, 3, 32, 32]')}"
 
@@ -143,7 +122,7 @@ def test_input_of_another_shape_is_refused_in_one_line(method, shape):
 def test_prior_images_of_another_shape_are_refused():
     x = images(2, 3)
     for method in ("forward", "fg_sequential_opt"):
-        with pytest.raises(UserError, match=r"^x_prior of shape \[2, 2, 3, 32, 32\]; legal: .*\[2, 3, 3, 32, 32\]$"):
+        with pytest.raises(ValueError, match=r"^x_prior of shape \[2, 2, 3, 32, 32\]; legal: .*\[2, 3, 3, 32, 32\]$"):
             getattr(build(**TRACKING), method)(x, x_prior=x[:, :2])
 
 
@@ -192,8 +171,8 @@ def test_info_names_every_number_of_the_architecture_and_the_parameters():
     assert f"prior: {sum(p.numel() for p in model.fg_module.prior.parameters()):,} parameters" in lines
     assert "glimpses of 8 x 8 pixels" in lines
     for name in inspect.signature(ObjectDLP).parameters:
-        if name != "use_tracking":
-            assert f"{name}: {getattr(model.architecture, name)}" in lines
+        name = "ch" if name == "cdim" else name
+        assert name == "use_tracking" or f"{name}: {getattr(model.architecture, name)}" in lines
 
 
 def test_lerp_is_a_moving_average_with_decay_betta():
@@ -919,10 +898,10 @@ def test_the_vgg_loss_of_warmup_enlarges_glimpses_below_32_pixels(anchor_s):
     ("arguments", "message"),
     [
         ({"recon_loss_type": "vgg"}, r'^recon_loss_func is None; legal with recon_loss_type "vgg": a VGGDistance$'),
-        ({"recon_loss_type": "psnr"}, "'psnr' is unknown; legal: mse"),
+        ({"recon_loss_type": "psnr"}, 'loss_type is "psnr"; legal: "mse"'),
     ],
 )
 def test_an_impossible_reconstruction_loss_is_refused(arguments, message):
     model, x = build(), images(1)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         model.calc_elbo(x, model(x), **arguments)

@@ -3,18 +3,22 @@
 import importlib
 import inspect
 import json
+import random
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from configs.schema import Config
 from datasets.get_dataset import get_image_dataset
 from eval.eval_gen_metrics import eval_dlp_im_metric
-from eval.eval_model import evaluate_validation_elbo
+from eval.eval_model import evaluate_validation_elbo, mean_over_processes
 from models import ObjectDLP
 from utils import util_func
 from utils.errors import UserError
+from utils.random_state import preserve_random_state, random_state, set_random_state
 
 SIGNATURES = json.loads((Path(__file__).parent / "published" / "signatures.json").read_text())
 CONFIG = {
@@ -93,6 +97,25 @@ def test_image_metrics_are_means_over_the_images(model, config, tmp_path, capsys
     assert means["psnr"] == pytest.approx(psnr.mean().item(), rel=1e-4)
     assert json.loads((tmp_path / "last_val_image_metrics.json").read_text()) == means
     assert f"psnr {means['psnr']:.4f}" in capsys.readouterr().out
+
+
+def test_means_are_over_the_items_of_all_processes():
+    """Another process has added up 4 items to 8."""
+    accelerator = SimpleNamespace(num_processes=2, reduce=lambda x, reduction: x + {6.0: 8, 2.0: 4}[x.item()])
+    assert mean_over_processes(torch.tensor(6.0), 2, accelerator) == 14 / 6
+    assert mean_over_processes(torch.tensor(6.0), 2) == 3
+
+
+def test_the_random_state_is_left_as_it_was():
+    def draws():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    state = random_state()
+    expected = draws()
+    set_random_state(state)
+    with preserve_random_state():
+        assert draws() == expected
+    assert draws() == expected != draws()
 
 
 def test_helpers_of_util_func(tmp_path):

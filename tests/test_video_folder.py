@@ -21,7 +21,7 @@ import train_ddlp
 from configs import generate_config_file
 from configs.schema import Config
 from datasets import frame_cache, get_dataset, video_folder_ds
-from datasets.get_dataset import get_image_dataset, get_video_dataset
+from datasets.get_dataset import get_image_dataset, get_video_dataset, video_dataset
 from datasets.video_files import FrameFolder, VideoFile, natural_order
 from datasets.video_folder_ds import VideoFolderImages, VideoFolderVideos, find_splits, split_by_name
 from rundir.run import Run
@@ -254,6 +254,12 @@ def test_split_by_name(number):
     assert split_by_name(names[::-1])["val"] == parts["val"][::-1]
     if number == 1000:
         assert all(70 < len(parts[split]) < 130 for split in ("val", "test"))
+
+
+def test_no_split_but_training_gets_more_than_a_fifth():
+    for start in range(0, 300, 8):  # in some of these eights two or more fractions are small
+        parts = split_by_name([f"clip_{n}.mp4" for n in range(start, start + 8)])
+        assert [len(parts[split]) for split in ("val", "test")] == [1, 1]
 
 
 def test_videos_stay_in_their_split_when_others_are_added(root):
@@ -573,8 +579,8 @@ def test_the_horizons_fit_the_shortest_video(root, tmp_path, shortest):
     assert config.timestep_horizon == min(10, shortest - 1) and config.animation_horizon == min(100, shortest)
     assert 1 <= config.cond_steps < config.animation_horizon
     assert config.batch_size == min(32, shortest + 1 - config.timestep_horizon)
-    assert len(train_ddlp.video_dataset(config, "train", config.timestep_horizon + 1)) >= config.batch_size
-    assert len(train_ddlp.video_dataset(config, "val", config.animation_horizon)) == 1
+    assert len(video_dataset(config, "train", config.timestep_horizon + 1)) >= config.batch_size
+    assert len(video_dataset(config, "val", config.animation_horizon)) == 1
 
 
 def test_the_loss_decides_its_weights(root, tmp_path):
@@ -676,4 +682,4 @@ def test_the_commands_of_the_page_have_the_options_that_it_names(capsys):
     keys = re.findall(r"^\| (`.*?`(?:, `.*?`)*) \|", text[text.index("## The keys") :], re.MULTILINE)
     assert len(keys) == 8
     for name in re.findall(r"`(\w+)`", " ".join(keys)):
-        assert name in Config("x").to_dict()
+        assert name in Config(ds="x").to_dict()

@@ -18,6 +18,7 @@ from PIL import Image
 
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.legal import illegal
 from utils.plotting import LEGIBLE_SIDE, draw_text, enlarge, images_on_cpu, zoom_factor
 
 ANIMATION_FORMATS = ("gif", "mp4")
@@ -41,7 +42,7 @@ class Panel:
         colors: T colours of the frames' borders, matplotlib's names or RGB triples in 0..1.
 
     Raises:
-        UserError: there are no frames, or their shape or type or the number of labels or colours is wrong.
+        ValueError: there are no frames, or their shape or type or the number of labels or colours is wrong.
     """
 
     frames: torch.Tensor
@@ -52,7 +53,7 @@ class Panel:
         self.frames = _as_video(self.frames)
         if not len(self.frames) == len(self.labels) == len(self.colors):
             counts = f"{len(self.frames)} frames, {len(self.labels)} labels, {len(self.colors)} colours"
-            raise UserError(f"a panel of an animation needs a label and a colour per frame, not {counts}")
+            raise ValueError(f"a panel of {counts}; legal: a label and a colour per frame")
 
 
 def ground_truth_panel(frames):
@@ -90,11 +91,11 @@ def side_by_side(panels, title=None):
         uint8 array [T, h, w, 3].
 
     Raises:
-        UserError: the panels' lengths or heights differ.
+        ValueError: the panels' lengths or heights differ.
     """
     if len({(len(panel.frames), panel.frames.shape[-2]) for panel in panels}) > 1:
         shapes = " and ".join(str(list(panel.frames.shape)) for panel in panels)
-        raise UserError(f"videos side by side must be equally long and high, but their [T, 3, H, W] are {shapes}")
+        raise ValueError(f"videos side by side of [T, 3, H, W] {shapes}; legal: equally long and high ones")
     narrowest = min((panel.frames for panel in panels), key=lambda frames: frames.shape[-1])
     zoom = zoom_factor(narrowest, LEGIBLE_SIDE)
     bordered = [_with_borders(panel, zoom) for panel in panels]
@@ -126,9 +127,9 @@ def save_animation(frames, path, duration):
     encode = encoders.get(path.suffix.lower().lstrip("."))
     if encode is None:
         endings = " or ".join(f".{name}" for name in ANIMATION_FORMATS)
-        raise UserError(f"cannot write the animation {path}: the file name must end in {endings}")
+        raise UserError(f"{path} is no name for an animation; legal: one that ends in {endings}")
     if not (isfinite(duration) and duration > 0):
-        raise UserError(f"cannot write the animation {path}: duration is {duration}, but must be seconds above 0")
+        raise illegal("duration", duration, "seconds above 0")
     data = encode(frames, duration)
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
@@ -150,7 +151,8 @@ def animate_trajectories(
         title: a line of text above the videos.
 
     Raises:
-        UserError: the videos differ in length or height or are no videos, or see `save_animation`.
+        ValueError: the videos differ in length or height, or are no videos.
+        UserError: see `save_animation`.
     """
     panels = [ground_truth_panel(orig_trajectory), prediction_panel(pred_trajectory, rec_to_pred_t)]
     save_animation(side_by_side(panels, title), path, duration)
@@ -160,9 +162,9 @@ def _as_video(frames):
     """float32 [T, 3, H, W] in 0..1 on the CPU from any of the forms that `Panel` takes."""
     frames = frames if isinstance(frames, torch.Tensor) else torch.from_numpy(np.array(frames))
     if frames.ndim != 4 or 3 not in (frames.shape[1], frames.shape[-1]) or not len(frames):
-        raise UserError(f"a video must be [T, H, W, 3] or [T, 3, H, W] with T > 0, not {list(frames.shape)}")
+        raise ValueError(f"a video of shape {list(frames.shape)}; legal: [T, H, W, 3] or [T, 3, H, W] with T > 0")
     if not (frames.is_floating_point() or frames.dtype == torch.uint8):
-        raise UserError(f"a video must be of floats in 0..1 or of uint8 in 0..255, not {frames.dtype}")
+        raise ValueError(f"a video of {frames.dtype}; legal: floats in 0..1 or uint8 in 0..255")
     video = images_on_cpu(frames) / (255 if frames.dtype == torch.uint8 else 1)
     return video.permute(0, 3, 1, 2) if video.shape[-1] == 3 else video
 

@@ -114,7 +114,7 @@ def calc_reconstruction_loss(x, recon_x, loss_type="mse", reduction="sum"):
 def _check_same_shape(caller, first, second):
     """`ValueError` unless both have one shape: broadcasting images against each other is always a mistake."""
     if first.shape != second.shape:
-        raise ValueError(f"{caller}: shapes {list(first.shape)} and {list(second.shape)} differ; they must be equal")
+        raise ValueError(f"{caller}: shapes {list(first.shape)} and {list(second.shape)}; legal: equal ones")
 
 
 class ChamferLossKL(nn.Module):
@@ -233,13 +233,13 @@ class VGGDistance(nn.Module):
         height, width = images.shape[-2:]
         if min(height, width) < smallest:
             raise ValueError(
-                f"VGGDistance: images of {height} x {width} pixels are too small for layers {self.layers}; "
-                f"at least {smallest} x {smallest}"
+                f"VGGDistance: images of {height} x {width} pixels for layers {self.layers}; "
+                f"legal: at least {smallest} x {smallest}"
             )
 
 
 def _resolve_layers(layer_ids, features):
     """The indices whose output `layer_ids` mean: a convolution stands for the in-place ReLU that follows it."""
     if not layer_ids or not all(0 <= index < len(features) for index in layer_ids):
-        raise ValueError(f"VGGDistance: layer_ids={layer_ids!r} must name one or more layers in 0..{len(features) - 1}")
+        raise ValueError(f"VGGDistance: layer_ids is {layer_ids!r}; legal: one or more of 0 to {len(features) - 1}")
     return sorted({index + 1 if isinstance(features[index], nn.Conv2d) else index for index in layer_ids})

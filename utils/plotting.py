@@ -437,7 +437,7 @@ def save_image(tensor, path):
     """
     path = Path(path)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise UserError(f"cannot write the image {path}: the file name must end in {', '.join(IMAGE_SUFFIXES)}")
+        raise UserError(f"{path} is no name for an image; legal: one that ends in {', '.join(IMAGE_SUFFIXES)}")
     pixels = _to_pixels(tensor)
     # Full colour resolution: thin coloured lines fade with JPEG's usual chroma subsampling.
     options = {} if path.suffix.lower() == ".png" else {"quality": 95, "subsampling": 0}
