@@ -124,10 +124,10 @@ class ParticleModel(nn.Module):
         for t in range(T):
             if t == 0:
                 anchors = self.fg_module.anchors(x[:, 0], proposals[:, 0])
-                frame = self.fg_module.encode(x[:, 0], anchors, stage)
+                frame = self.fg_module.locate(x[:, 0], anchors, stage)
             else:
                 _, particles, glimpses = (tree.detach() for tree in frames[-1])
-                frame = self.fg_module.encode(
+                frame = self.fg_module.locate(
                     x[:, t],
                     particles.z,
                     stage,
@@ -137,9 +137,18 @@ class ParticleModel(nn.Module):
                 )
             frames.append(frame)
         posteriors, particles, glimpses = zip(*frames, strict=True)
-        repeated = proposals[:, -1:].expand(-1, T - prior_frames, -1, -1)
-        proposals = torch.cat([proposals, repeated], dim=1)
-        return Encoding(proposals, Posterior.stack(posteriors), Particles.stack(particles), torch.stack(glimpses, 1))
+        posterior, particles, glimpses = (
+            Posterior.stack(posteriors),
+            Particles.stack(particles),
+            torch.stack(glimpses, 1),
+        )
+        # No frame needs the appearance of the one before: all frames' are encoded at once.
+        features, z_features = self.fg_module.encode_appearance(
+            glimpses.flatten(0, 1), particles.z.flatten(0, 1), stage
+        )
+        posterior.features, particles.z_features = features.split_time(T), z_features.unflatten(0, (-1, T))
+        last = proposals[:, -1:].expand(-1, T - prior_frames, -1, -1)
+        return Encoding(torch.cat([proposals, last], dim=1), posterior, particles, glimpses)
 
     def _encode_background(self, x, encoding, stage, mask=None):
         """Add the background to an encoding of [B, ...] images, seen outside the particles or through `mask`.
@@ -779,7 +788,7 @@ class ObjectDynamicsDLP(ParticleModel):
             return like.new_ones(count)
         if len(discount) < count:
             raise ValueError(f"dynamic_discount has {len(discount)} entries; legal: at least {count}")
-        return torch.as_tensor(discount).to(like)[:count]
+        return torch.as_tensor(discount).to(like, non_blocking=True)[:count]
 
 
 class DiffuseDDLP(nn.Module):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from modules.compositing import draw_glimpses
+from modules.convolution import run_layers
 from modules.particles import BetaParams, Gaussian, Particles, Posterior
 from modules.spatial import compose, cut_glimpses, generate_correlation_maps, paste_glimpses, square_mask
 
@@ -76,10 +77,14 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Sequential(*second) if len(second) > 1 else second[0]
         self.bn2 = group_norm(cout)
         changes_shape = stride != 1 or cin != cout
-        self.downsample = nn.Conv2d(cin, cout, 1, stride, bias=False) if changes_shape else nn.Identity()
+        self.stride = stride
+        self.downsample = nn.Conv2d(cin, cout, 1, bias=False) if changes_shape else nn.Identity()
 
     def forward(self, x):
         out = F.relu(self.bn1(self.conv1(x)))
+        # Strided here and not in the convolution: oneDNN's backward pass of a strided 1x1 convolution, channels last,
+        # writes outside its memory (seen with PyTorch 2.14).
+        x = x[..., :: self.stride, :: self.stride].contiguous(memory_format=torch.channels_last)
         return F.relu(self.bn2(self.conv2(out)) + self.downsample(x))
 
 
@@ -102,7 +107,7 @@ class ConvBlock(nn.Module):
             layers[name] = convolution
             if norm:
                 layers[f"grouupnorm_{cout}"] = group_norm(cout)
-            layers["relu"] = nn.ReLU(inplace=True)
+            layers["relu"] = nn.ReLU(inplace=norm)  # the convolution's output is kept for the backward pass
         if upsample:
             layers["upsample"] = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
         self.main = nn.Sequential(layers)
@@ -155,7 +160,7 @@ class PatchCNN(nn.Module):
         self.out_size = size
 
     def forward(self, x):
-        return self.keymap(self.main(x))
+        return run_layers(x, self.main, self.keymap)
 
 
 class ImageDecoder(nn.Module):
@@ -174,7 +179,7 @@ class ImageDecoder(nn.Module):
         self.final_conv = OutputConv(channels[0], cdim)
 
     def forward(self, x):
-        return torch.sigmoid(self.final_conv(self.main(x)))
+        return torch.sigmoid(run_layers(x, self.main, self.final_conv))
 
 
 class LatentToMap(nn.Module):
@@ -192,7 +197,7 @@ class LatentToMap(nn.Module):
         self.cnn = nn.Sequential(blocks)
 
     def forward(self, z):
-        return self.cnn(self.mlp(z).unflatten(-1, (MAP_CHANNELS, MAP_SIZE, MAP_SIZE)))
+        return run_layers(self.mlp(z).unflatten(-1, (MAP_CHANNELS, MAP_SIZE, MAP_SIZE)), self.cnn)
 
 
 class GlimpseDecoder(nn.Module):
@@ -213,7 +218,8 @@ class GlimpseDecoder(nn.Module):
         self.decode = self.main  # published checkpoints list these weights under both names
 
     def forward(self, z_features):
-        return torch.sigmoid(self.decode(self.fc(z_features).unflatten(-1, (MAP_CHANNELS, MAP_SIZE, MAP_SIZE))))
+        maps = self.fc(z_features).unflatten(-1, (MAP_CHANNELS, MAP_SIZE, MAP_SIZE))
+        return torch.sigmoid(run_layers(maps, self.main))
 
 
 # ----------------------------------------------------------------------------------------------------- transformer
@@ -513,9 +519,18 @@ class Foreground(nn.Module):
     def encode(self, x, anchors, stage, refine=True, previous_glimpses=None, previous_scale=None):
         """One frame's posterior, a draw from it and the glimpses that it was read from.
 
+        The arguments are those of `locate`. Returns `Posterior`, `Particles` (both without a background) and
+        [B, K, C, g, g].
+        """
+        posterior, particles, glimpses = self.locate(x, anchors, stage, refine, previous_glimpses, previous_scale)
+        posterior.features, particles.z_features = self.encode_appearance(glimpses, particles.z, stage)
+        return posterior, particles, glimpses
+
+    def locate(self, x, anchors, stage, refine=True, previous_glimpses=None, previous_scale=None):
+        """`encode` without the appearance, which the next frame does not need.
+
         x: [B, C, H, W]; anchors: [B, K, 2]; refine: move the anchors by the first estimate and look once more;
         previous_glimpses [B, K, C, g, g] and previous_scale [B, K, 2] (logits): the particles' of the frame before.
-        Returns `Posterior`, `Particles` (both without a background) and [B, K, C, g, g].
         """
         if stage.fixed_scale:
             previous_glimpses = previous_scale = None
@@ -532,16 +547,16 @@ class Foreground(nn.Module):
         if stage.warmup:
             z, z_scale = z.detach(), z_scale.detach()
         glimpses = self.cut(x, z, z_scale.detach())
-        features = self.particle_features_enc(glimpses, z)
-        posterior = Posterior(anchors, offset, scale, depth, obj_on, features)
+        posterior = Posterior(anchors, offset, scale, depth, obj_on)
         particles = Particles(
-            z,
-            z_scale,
-            depth.sample(stage.deterministic),
-            obj_on.sample(stage.deterministic),
-            features.sample(stage.deterministic),
+            z, z_scale, depth.sample(stage.deterministic), obj_on.sample(stage.deterministic), z_features=None
         )
         return posterior, particles, glimpses
+
+    def encode_appearance(self, glimpses, z, stage):
+        """The appearance's distribution and a draw from it, [B, K, d]. glimpses: [B, K, C, g, g]; z: [B, K, 2]."""
+        features = self.particle_features_enc(glimpses, z)
+        return features, features.sample(stage.deterministic)
 
     def decode(self, particles, noisy=False, alpha_masks=True):
         """particles: [B, K, ...]. Returns decoded glimpses [B, K, 1 + C, g, g], the foreground [B, C, H, W], the

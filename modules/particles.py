@@ -133,7 +133,7 @@ class Particles(TensorTree):
     z_scale: Tensor  # [*, K, 2] (height, width) logits: sigmoid is the side as a fraction of the image's
     z_depth: Tensor  # [*, K, 1]
     obj_on: Tensor  # [*, K] transparency, 0 (invisible) to 1
-    z_features: Tensor  # [*, K, d] appearance
+    z_features: Tensor | None  # [*, K, d] appearance; None until it is encoded
     z_bg: Tensor | None = None  # [*, d_bg] background
 
 
@@ -202,7 +202,7 @@ class Posterior(TensorTree):
     scale: Gaussian
     depth: Gaussian
     obj_on: BetaParams
-    features: Gaussian
+    features: Gaussian | None = None  # None until the appearance is encoded
     bg: Gaussian | None = None
 
     @property
