@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 def run_layers(x, *modules):
     """What `modules`, containers of layers, make of x [B, C, h, w], one after the other."""
-    device = x.device.type
+    device = "cpu" if x.device.type == "meta" else x.device.type  # of whose autocast is asked
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device))
     x = x.contiguous(memory_format=torch.channels_last)
@@ -79,6 +79,7 @@ class _Cheap:
             if x.device.type != "cpu":
                 x = x.contiguous()
             x, mean, rstd = aten.native_group_norm(x, weight, bias, B, C, h * w, self.norm.num_groups, self.norm.eps)
+            x = x.contiguous(memory_format=torch.channels_last)
         return self._activate(x)[-1], mean, rstd
 
     def _activate(self, x):
