@@ -5,8 +5,8 @@ transparency times the pasted alpha and s = sigmoid(-depth),
 
     foreground = sum(s v^2 rgb) / (sum(s v) + 1e-5),   background's mask = 1 - sum(s v^2) / (sum(s v) + 1e-5).
 
-The sums are one operator, which computes them again in its backward pass: on a CPU a few particles at a time, within
-the pixels that their glimpses cover; on a CUDA GPU by the kernels of `compositing_triton`. It computes in float32 (or
+The sums are one operator, which pastes the glimpses again in its backward pass: a few particles at a time, within the
+pixels that their glimpses cover, or on a CUDA GPU by the kernels of `compositing_triton`. It computes in float32 (or
 float64) also where glimpses come in bfloat16, and adds up in a fixed order: results are deterministic.
 
 Shape letters: B images, K particles, N = B * K, C colours, H x W the image, g the glimpse's side in pixels.
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
-from modules.spatial import EPS, compose, paste_glimpses
+from modules.spatial import EPS
 
-PIXELS_AT_ONCE = 2**15  # on a CPU: few enough for its caches, many enough for its matrix products
+PIXELS_AT_ONCE = 2**15  # few enough for a CPU's caches, many enough for its matrix products
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -30,15 +30,11 @@ def draw_glimpses(glimpses, z, scale, obj_on, depth, height, width):
     obj_on: [B, K]; depth: [B, K, 1]. Returns the foreground [B, C, height, width] and the background's mask
     [B, 1, height, width].
     """
-    if z.device.type == "cpu" or (z.device.type == "cuda" and HAS_TRITON):
-        full = torch.promote_types(z.dtype, torch.float32)
-        z, scale, obj_on, depth = (x.to(full) for x in (z, scale, obj_on, depth))
-        nearness = torch.sigmoid(-depth).squeeze(-1)
-        sums = particle_sums(glimpses, z, scale, obj_on, nearness, height, width)
-        normed = sums[:, 1:] / (sums[:, :1] + 1e-5)
-        return normed[:, 1:], 1 - normed[:, :1]
-    canvas = paste_glimpses(glimpses, z, scale, height, width)
-    return compose(canvas[:, :, :1], canvas[:, :, 1:], obj_on, depth)[:2]
+    full = torch.promote_types(z.dtype, torch.float32)
+    z, scale, obj_on, depth = (x.to(full) for x in (z, scale, obj_on, depth))
+    sums = particle_sums(glimpses, z, scale, obj_on, torch.sigmoid(-depth).squeeze(-1), height, width)
+    normed = sums[:, 1:] / (sums[:, :1] + 1e-5)
+    return normed[:, 1:], 1 - normed[:, :1]
 
 
 @torch.library.custom_op("ddlp::particle_sums", mutates_args=())
@@ -55,9 +51,13 @@ def particle_sums(
 
     nearness: [B, K], s; the other arguments are those of `draw_glimpses`.
     """
+    return _particle_sums(glimpses, z, scale, obj_on, nearness, height, width)
+
+
+def _particle_sums(glimpses, z, scale, obj_on, nearness, height, width):
     channels = glimpses.shape[2]
     sums = z.new_zeros(z.shape[0], 1 + channels, height, width)
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(z.device.type, enabled=False):
         for chunk in _chunks(z, scale, glimpses.shape[-1], height, width):
             alpha, rgb = _paste(chunk, glimpses)[0].split([1, channels - 1], dim=1)
             visible = chunk.of(obj_on) * alpha
@@ -84,12 +84,16 @@ def particle_sums_backward(
     nearness: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of the glimpses, z, scale, obj_on and nearness from the sums' gradient [B, 2 + C, H, W]."""
+    return _particle_sums_backward(gradient, glimpses, z, scale, obj_on, nearness)
+
+
+def _particle_sums_backward(gradient, glimpses, z, scale, obj_on, nearness):
     channels, g = glimpses.shape[2:4]
     gradients = [
         torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (glimpses, z, scale, obj_on, nearness)
     ]
     d_glimpses, d_z, d_scale, d_obj_on, d_nearness = (x.flatten(0, 1) for x in gradients)
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(z.device.type, enabled=False):
         for chunk in _chunks(z, scale, g, *gradient.shape[-2:]):
             canvas, patches, strips = _paste(chunk, glimpses)
             alpha, rgb = canvas.split([1, channels - 1], dim=1)
@@ -133,18 +137,22 @@ if HAS_TRITON:
 
     @particle_sums.register_kernel("cuda")
     def _(glimpses, z, scale, obj_on, nearness, height, width):
+        if z.dtype != torch.float32:
+            return _particle_sums(glimpses, z, scale, obj_on, nearness, height, width)
         from modules import compositing_triton
 
         return compositing_triton.forward(glimpses, z, scale, obj_on, nearness, height, width)
 
     @particle_sums_backward.register_kernel("cuda")
     def _(gradient, glimpses, z, scale, obj_on, nearness):
+        if z.dtype != torch.float32:
+            return _particle_sums_backward(gradient, glimpses, z, scale, obj_on, nearness)
         from modules import compositing_triton
 
         return compositing_triton.backward(gradient, glimpses, z, scale, obj_on, nearness)
 
 
-# --------------------------------------------------------------------------------------------- particles of a CPU
+# ---------------------------------------------------------------------------------------------- a few particles
 
 
 @dataclass
