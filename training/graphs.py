@@ -47,6 +47,7 @@ class GraphedSteps:
         self.iteration = torch.zeros((), dtype=torch.int64, device=self.batch[0].device)
         self.optimizer.zero_grad(set_to_none=True)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # Threads that pin memory for the next batches go on meanwhile.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             losses = self.step(self.batch, replace(progress, iteration=self.iteration))
         self.losses = {name: value.detach() for name, value in losses.items()}
