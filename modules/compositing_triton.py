@@ -182,6 +182,8 @@ def backward(gradient, glimpses, z, scale, obj_on, nearness):
     options = {"channels": channels, "g": g, "padded": max(16, triton.next_power_of_2(g)), "block": BLOCK, "eps": EPS}
     for first, count in ((0, 1), (1, channels - 1)):  # alpha, colours
         grid = B * K, count
-        _gradients_kernel[grid](*inputs, d_glimpses, d_scalars, K, *gradient.shape[-2:], first_channel=first, **options)
+        _gradients_kernel[grid](
+            *inputs, d_glimpses, d_scalars, K, *gradient.shape[-2:], first_channel=first, num_stages=1, **options
+        )
     d_z, d_scale, d_obj_on, d_nearness = d_scalars.sum(2).split([2, 2, 1, 1], dim=-1)
     return d_glimpses, *(x.contiguous() for x in (d_z, d_scale, d_obj_on.squeeze(-1), d_nearness.squeeze(-1)))

@@ -9,7 +9,7 @@ and upsampling work fastest. Under autocast all layers run in its precision.
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -132,6 +132,30 @@ def _upsample(x):
 def _convolve(x, cheap, convolution):
     """The convolution of what the cheap layers make of x."""
     weight, bias = convolution.weight, convolution.bias
+    if cheap.upsample and cheap.pad == 1 and convolution.kernel_size == (3, 3) and convolution.stride == (1, 1):
+        return _interleave(_keeping_x(x, replace(cheap, upsample=False), convolution, _phase_weights(weight), bias))
+    return _keeping_x(x, cheap, convolution, weight, bias)
+
+
+def _phase_weights(weight):
+    """The 3x3 convolution of an upsampled image as one of the image itself: [O, C, 3, 3] -> [4 * O, C, 3, 3], the four
+    pixels that each becomes (two rows of two) one after the other.
+
+    Upsampling makes two points of each, 3/4 of it and 1/4 of either neighbour; what replicate padding adds fits in.
+    """
+    left, right = [[3, 1, 0], [1, 3, 3], [0, 0, 1]], [[1, 0, 0], [3, 3, 1], [0, 1, 3]]  # [point, tap], in quarters
+    points = weight.new_tensor([left, right]) / 4
+    return torch.einsum("ajk,blm,ockm->abocjl", points, points, weight).flatten(0, 2)
+
+
+def _interleave(x):
+    """What `_phase_weights` made of each pixel as a square of two by two: [B, 4 * O, h, w] -> [B, O, 2h, 2w]."""
+    B, C, h, w = x.shape
+    squares = x.permute(0, 2, 3, 1).reshape(B, h, w, 2, 2, C // 4).transpose(2, 3)
+    return squares.reshape(B, 2 * h, 2 * w, C // 4).permute(0, 3, 1, 2)
+
+
+def _keeping_x(x, cheap, convolution, weight, bias):
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # a compiler decides by itself what to keep
         return _convolution(cheap(x)[0], convolution, weight, bias)
     return _ConvolutionThatKeepsItsInput.apply(x, cheap, convolution, *cheap.parameters, weight, bias)
