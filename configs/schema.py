@@ -194,7 +194,7 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
         10_000, "iterations (a whole epoch, if that has more) over which the dynamics' weights rise", at_least(1)
     )
     dyn_only_epoch: int | None = key(
-        None, "epoch from which the dynamics alone are trained, which takes less time; null: never", at_least(1)
+        None, "epoch from which the dynamics alone are trained, which takes less time; null: never", at_least(0)
     )
     dyn_particle_cache: bool = key(True, "encode the training set once when the dynamics alone are trained")
     pint_noise: float = key(0.0, "standard deviation of noise on the positions that PINT sees in training", at_least(0))

@@ -73,7 +73,8 @@ def test_two_processes_train_and_measure_one_ddlp(launched, tmp_path):
 def test_two_processes_train_one_diffusion_and_go_on_exactly(launched):
     folder, output = launched
     whole, stopped = (the_run(folder / "diffusion" / name) for name in ("whole", "stopped"))
-    assert output.count("encoding the training clips of balls once") == 1
+    # Once for all processes: the clips of DDLP's dynamics, and the diffusion's.
+    assert output.count("encoding the training clips of balls once") == 2
     state = whole.load_state()
     assert_one_model(folder / "diffusion" / "whole", state["model"])
     # 33 clips, 2 processes of 4: 4 steps an epoch
