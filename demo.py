@@ -13,8 +13,9 @@ from eval.eval_gen_metrics import measure_predictions
 from eval.eval_model import animate_trajectory_ddlp
 from eval.image_metrics import ImageMetrics
 from rundir.run import Run
+from training.command import resume_command
 from training.loop import TrainingLoop
-from training.particles import DDLPTask, leaves_parameters_unused, resume_command
+from training.particles import DDLPTask, leaves_parameters_unused
 from utils.device import make_accelerator
 from utils.errors import run_command
 from utils.plotting import horizon_graph, save_image

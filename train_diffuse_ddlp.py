@@ -3,22 +3,21 @@
 ``accelerate launch --config_file ./accel_conf.yml train_diffuse_ddlp.py -c diffuse_ddlp.json``.
 """
 
-import argparse
 from pathlib import Path
 
 from configs.schema import DiffuseConfig, overrides_from
 from models import ObjectDynamicsDLP
 from rundir.diffusion_run import DiffusionRun, find_ddlp_config, find_ddlp_weights
+from training.command import parse_arguments, resume_command
 from training.diffusion import DiffusionTask
 from training.loop import TrainingLoop
-from training.particles import add_training_arguments, resume_command
 from utils import checkpoints
 from utils.device import make_accelerator
 from utils.errors import UserError, run_command
 
 
 def main(arguments=None):
-    args = parse_arguments(arguments)
+    args = parse_arguments(__doc__, DiffuseConfig, ("-c", "--config"), arguments)
     config, run = configuration(args, overrides_from(args, DiffuseConfig))
     accelerator = make_accelerator(config.device)
     if run:
@@ -35,20 +34,7 @@ def main(arguments=None):
         statistics = task.diffuse_ddlp.normalization, task.identity
         run = DiffusionRun.create(config, ddlp_config, accelerator, weights, *statistics)
     loop.fit(run)
-
-
-def parse_arguments(arguments=None):
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s (-c FILE | --resume RUN_DIR) [--KEY VALUE ...]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("-c", "--config", metavar="FILE", help="a file in configs/, or a path ending in .json")
-    add_training_arguments(parser, DiffuseConfig)
-    args = parser.parse_args(arguments)
-    if (args.config is None) == (args.resume is None):
-        parser.error("give either -c/--config (a new run, or the one at its result_dir) or --resume (a run)")
-    return args
+    accelerator.end_training()
 
 
 def configuration(args, overrides):
@@ -56,7 +42,7 @@ def configuration(args, overrides):
     if args.resume:
         run = DiffusionRun.open(args.resume)
         return run.config.resume(**overrides), run
-    config = DiffuseConfig.load(args.config).replace("command line", **overrides)
+    config = DiffuseConfig.load(args.new).replace("command line", **overrides)
     if config.result_dir is None:
         return config, None
     run = DiffusionRun.open(config.result_dir)

@@ -3,18 +3,23 @@
 import inspect
 import json
 import math
+import sys
 
 import imageio.v3 as iio
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+import train_ddlp_accelerate
+import train_dlp_accelerate
 from datasets.get_dataset import get_image_dataset, get_video_dataset
 from eval.eval_gen_metrics import eval_ddlp_im_metric
 from eval.eval_model import animate_trajectory_ddlp, evaluate_validation_elbo_dyn
 from models import ObjectDLP, ObjectDynamicsDLP
-from tests import golden
-from tests.test_plotting import plain_selection
+from tests import balls, golden
+from tests.boxes import plain_selection
+from train_ddlp import train_ddlp
+from train_dlp import train_dlp
 from utils import util_func
 from utils.loss_functions import calc_kl, calc_reconstruction_loss
 from utils.util_func import (
@@ -29,23 +34,7 @@ from utils.util_func import (
 )
 
 SIDE = 32
-SMALL = {
-    "image_size": SIDE,
-    "n_kp_enc": 4,
-    "n_kp_prior": 8,
-    "enc_channels": [4, 4],
-    "prior_channels": [4, 4],
-    "learned_feature_dim": 2,
-    "timestep_horizon": 3,
-    "num_static_frames": 2,
-    "pint_layers": 1,
-    "pint_heads": 2,
-    "pint_dim": 8,
-    "batch_size": 2,
-    "cond_steps": 3,
-    "animation_horizon": 6,
-    "run_prefix": "_small",
-}
+SMALL = {**balls.SMALL, "batch_size": 2, "val_size": None, "run_prefix": "_small"}
 # The release's signatures of what its users call besides `published/signatures.json`.
 PLOTTING = {
     "plot_keypoints_on_image": "(k, image_tensor, radius=1, thickness=1, kp_range=(0, 1), plot_numbers=True)",
@@ -326,3 +315,54 @@ def test_a_ddlp_is_evaluated(config, ddlp, tmp_path):
         ddlp, conf, epoch=3, device=cpu, fig_dir=str(tmp_path), timestep_horizon=6, num_trajetories=1, cond_steps=T
     )
     assert len(iio.imread(tmp_path / "e3_traj_anim_0.gif")) == 6
+
+
+# ---------------------------------------------------------------------------- training from a JSON file
+
+
+@pytest.fixture
+def folder(config, tmp_path, monkeypatch):
+    """A working directory with a configuration in it, in a notebook, whose process has arguments of its own."""
+    changes = {"device": "cpu", "num_epochs": 1, "eval_im_metrics": False, "num_workers": 0}
+    changes |= {"train_size": 4, "val_size": 1}
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "small.json").write_text(json.dumps({**config, **changes}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    return tmp_path
+
+
+def the_run(folder, kind):
+    (path,) = folder.glob(f"*_balls_{kind}_small")
+    return path
+
+
+def test_train_dlp_returns_the_trained_model(folder):
+    model = train_dlp(config_path="./configs/small.json")
+    assert type(model) is ObjectDLP
+    weights = torch.load(the_run(folder, "dlp") / "saves" / "balls_dlp_small.pth")
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    (record,) = (the_run(folder, "dlp") / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(record)["iteration"] == 2  # 4 images, 2 in a batch
+
+
+def test_train_ddlp_returns_the_trained_model(folder):
+    model = train_ddlp("./configs/small.json")
+    assert type(model) is ObjectDynamicsDLP
+    hparams = get_config(the_run(folder, "ddlp") / "hparams.json")
+    again = make_ddlp(hparams)
+    again.load_state_dict(torch.load(the_run(folder, "ddlp") / "saves" / "balls_ddlp_small.pth"))
+    x = torch.rand(1, hparams["timestep_horizon"], 3, 32, 32)
+    torch.testing.assert_close(model.eval().sample(x, num_steps=2), again.eval().sample(x, num_steps=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "scripts", "default"),
+    [
+        ("train_dlp", (sys.modules["train_dlp"], train_dlp_accelerate), "./configs/shapes.json"),
+        ("train_ddlp", (sys.modules["train_ddlp"], train_ddlp_accelerate), "./configs/balls.json"),
+    ],
+)
+def test_both_scripts_have_the_function_with_its_default(name, scripts, default):
+    for script in scripts:
+        assert inspect.signature(getattr(script, name)).parameters["config_path"].default == default

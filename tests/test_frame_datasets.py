@@ -27,7 +27,7 @@ from datasets.traffic_ds import TrafficImages, TrafficVideos
 from rundir import prediction
 from tests.balls import make_run
 from tests.frames import assert_item, frame_of, write_episodes, write_png
-from training import particles
+from training.command import parse_arguments
 from utils.errors import UserError, run_command
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -313,7 +313,7 @@ def test_no_cache_is_an_option_of_the_training_commands():
         "--cache true": {"cache": True},
     }
     for text, overrides in arguments.items():
-        args = particles.parse_arguments("training", ["-d", "balls", *text.split()])
+        args = parse_arguments("training", Config, ("-d",), ["-d", "balls", *text.split()])
         assert overrides_from(args) == overrides
 
 

@@ -29,8 +29,9 @@ from tests.runs import (
 )
 from training import loop, particles
 from training.batches import RunningMeans, ShuffledBatches
+from training.command import resume_command
 from training.loop import TrainingError, TrainingLoop
-from training.particles import DLPTask, resume_command, training_stage
+from training.particles import DLPTask, training_stage
 from utils import checkpoints
 from utils.errors import UserError
 

@@ -1,13 +1,12 @@
 """The tasks of training DLPv2 and DDLP, their stages as functions of the progress, and the command of both."""
 
-import argparse
 from abc import abstractmethod
 from functools import cached_property
 
 import torch
 from torch.utils.data import DataLoader
 
-from configs.schema import OVERRIDE, Config, add_override_arguments, overrides_from
+from configs.schema import Config, overrides_from
 from datasets.episodes import scaled
 from datasets.get_dataset import first_frames, image_dataset, video_dataset
 from datasets.particle_cache import cached_tokens, data_fingerprint
@@ -16,6 +15,7 @@ from eval.eval_model import animate_predictions, draw_ddlp, draw_dlp, mean_elbo
 from eval.image_metrics import available_metrics
 from modules.particles import VISIBLE
 from rundir.run import MODELS, Run
+from training.command import parse_arguments, resume_command
 from training.loop import Interval, Task, TrainingLoop
 from utils import checkpoints
 from utils.device import make_accelerator, make_adam
@@ -377,13 +377,14 @@ def train(task_class, config, run_path=None):
             checkpoints.load_weights(loop.bare_model, config.pretrained_path)
         run = Run.create(config, task.kind, accelerator)
     loop.fit(run)
+    accelerator.end_training()
     return loop.bare_model.eval()
 
 
 def train_command(task_class, description, arguments=None):
     """The training command of a `ParticleTask`. description: of the command, for its help; arguments: default
     `sys.argv`."""
-    args = parse_arguments(description, arguments)
+    args = parse_arguments(description, Config, ("-d", "--dataset"), arguments)
     overrides = overrides_from(args)
     if args.resume:
         run = Run.open(args.resume)
@@ -391,36 +392,5 @@ def train_command(task_class, description, arguments=None):
             raise UserError(f"{run.path} is a run of kind {run.kind}; this command goes on with kind {task_class.kind}")
         config = run.config.resume(**overrides)
     else:
-        config = Config.load(args.dataset).replace("command line", **overrides)
+        config = Config.load(args.new).replace("command line", **overrides)
     train(task_class, config, args.resume)
-
-
-def parse_arguments(description, arguments=None):
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s (-d NAME | --resume RUN_DIR) [--KEY VALUE ...]",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("-d", "--dataset", metavar="NAME", help="a name in configs/, or a path ending in .json")
-    add_training_arguments(parser, Config)
-    args = parser.parse_args(arguments)
-    if (args.dataset is None) == (args.resume is None):
-        parser.error("give either -d/--dataset (a new run) or --resume (a run to go on with)")
-    return args
-
-
-def add_training_arguments(parser, kind):
-    """The arguments of every training command: --resume, --no_cache and the overrides of a `kind` of configuration."""
-    parser.add_argument("--resume", metavar="RUN_DIR", help="go on with this run, exactly where it was saved")
-    parser.add_argument(
-        "--no_cache", dest=f"{OVERRIDE}cache", action="store_const", const="false", help="the same as --cache false"
-    )
-    add_override_arguments(parser, kind=kind)
-
-
-def resume_command(kind, accelerator):
-    """What to type, with the run directory behind it, to go on with a run."""
-    if accelerator.num_processes == 1:
-        return f"python train_{kind}.py --resume"
-    script = f"train_{kind}.py" if kind == "diffuse_ddlp" else f"train_{kind}_accelerate.py"
-    return f"accelerate launch --config_file ./accel_conf.yml {script} --resume"
