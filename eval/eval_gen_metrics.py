@@ -18,7 +18,7 @@ from datasets.get_dataset import image_dataset, shard_loader, spread, video_data
 from eval.eval_model import check_horizon, mean_over_processes
 from eval.image_metrics import ImageMetrics
 from eval.tracking import pixel_positions, tracking_quality
-from modules.particles import VISIBLE
+from modules.particles import VISIBLE, Particles
 from rundir.prediction import add_prediction_arguments, open_prediction
 from utils.errors import UserError, run_command
 from utils.files import make_folder, write_json
@@ -32,6 +32,9 @@ LABELS = {
     "position_error": "position error (pixels)",
     "tracked": "share of objects tracked",
 }
+# What a prediction has to beat, by the ends of their values' names: what is predicted, in words.
+BASELINES = {"_still": "last frame stays", "_straight": "particles straight on"}
+VELOCITY_STEPS = 3  # the last steps that are seen, over which a particle's velocity is the mean
 TRAIN_WINDOWS = 200  # of the training set's windows, which overlap, as many are measured
 TABLE_ROWS = 11
 
@@ -168,17 +171,20 @@ def measure_predictions(
     num_workers=0,
     accelerator=None,
     deterministic=True,
+    baselines=False,
 ):
     """Measure DDLP's predictions of the frames `cond_steps`..`horizon` - 1 of videos.
 
     videos: a data set of videos; images: the `ImageMetrics`, on the model's device; position: whether to measure how
     well objects are tracked, too; deterministic: PINT's means instead of samples. Returns name to `OverTime`: the image
-    metrics', and with `position` `position_error` (pixels) and `tracked` (see `eval.tracking.tracking_quality`).
+    metrics', and with `position` `position_error` (pixels) and `tracked` (see `eval.tracking.tracking_quality`); with
+    `baselines` each of them also for the `BASELINES`, under its name with their ends.
     """
     check_horizon(horizon, cond_steps)
     model = (model.module if hasattr(model, "module") else model).eval()
     names = [*images.modules, *(("position_error", "tracked") if position else ())]
-    over_time = {name: OverTime.empty(horizon - cond_steps, images.device) for name in names}
+    ends = ("", *BASELINES) if baselines else ("",)
+    over_time = {name + end: OverTime.empty(horizon - cond_steps, images.device) for end in ends for name in names}
     loader = shard_loader(videos, batch_size, num_workers, accelerator, horizon)
     is_main = accelerator is None or accelerator.is_main_process
     for batch in tqdm(loader, desc="predictions", leave=False, disable=not is_main):
@@ -186,15 +192,39 @@ def measure_predictions(
         prediction, particles = model.sample(
             x, horizon - cond_steps, deterministic, cond_steps=cond_steps, return_z=True
         )
+        predicted = {"": (prediction, particles)}
+        if baselines:
+            predicted |= baseline_predictions(model, x, particles, cond_steps)
         later = slice(cond_steps, None)
-        values = images(prediction[:, later].flatten(0, 1), x[:, later].flatten(0, 1))
-        for name, value in values.items():
-            over_time[name].add(value.unflatten(0, (len(x), -1)).T)
-        if position:
-            for errors in _tracking(batch, particles, cond_steps):
+        for end, (video, particles) in predicted.items():
+            for name, value in images(video[:, later].flatten(0, 1), x[:, later].flatten(0, 1)).items():
+                over_time[name + end].add(value.unflatten(0, (len(x), -1)).T)
+            for errors in _tracking(batch, particles, cond_steps) if position else ():
                 for name, value in zip(("position_error", "tracked"), errors, strict=True):
-                    over_time[name].add(value)
+                    over_time[name + end].add(value)
     return {name: sums.reduced(accelerator) for name, sums in over_time.items()}
+
+
+def baseline_predictions(model, x, particles, cond_steps):
+    """The `BASELINES`' videos [B, F, 3, H, W] and particles, by their ends.
+
+    x: the videos; particles: what `model.sample` returned for all F frames. The last frame that is seen stays, or the
+    particles go straight on as in the last `VELOCITY_STEPS` steps that are seen, and look as they did last.
+    """
+    count = x.shape[1] - cond_steps
+    seen = {name: value[:, :cond_steps] for name, value in particles.items()}
+    still = {
+        name: torch.cat([value, value[:, -1:].expand(-1, count, *value.shape[2:])], 1) for name, value in seen.items()
+    }
+    z = seen["z_pos"]
+    steps = min(VELOCITY_STEPS, cond_steps - 1)
+    velocity = (z[:, -1:] - z[:, -1 - steps : cond_steps - steps]) / max(steps, 1)
+    times = torch.arange(1, count + 1, device=z.device).view(1, -1, 1, 1)
+    straight = {**still, "z_pos": torch.cat([z, z[:, -1:] + velocity * times], 1)}
+    names = ("z_pos", "z_scale", "z_depth", "z_obj_on", "z_features", "z_bg_features")
+    drawn = model.render(Particles(*(straight[name] for name in names)))
+    frames = torch.cat([x[:, :cond_steps], x[:, cond_steps - 1 : cond_steps].expand(-1, count, -1, -1, -1)], 1)
+    return {"_still": (frames, still), "_straight": (drawn, straight)}
 
 
 def prediction_videos(config, mode, horizon):
@@ -226,8 +256,8 @@ def summarise(over_time):
 
 
 def table(over_time, cond_steps):
-    """The means at some of the frames, the first and the last among them, as lines of text."""
-    names = list(over_time)
+    """DDLP's means at some of the frames, the first and the last among them, as lines of text."""
+    names = [name for name in over_time if name in LABELS]
     columns = {name: values.means() for name, values in over_time.items()}
     count = len(columns[names[0]])
     shown = sorted({round(i * (count - 1) / (TABLE_ROWS - 1)) for i in range(TABLE_ROWS)})
@@ -251,17 +281,21 @@ def main(arguments=None):
         args.batch_size,
         request.config.num_workers,
         deterministic=request.deterministic,
+        baselines=True,
     )
     folder = make_folder(request.run.path / "eval")
     summary = report(summarise(over_time), folder)
     curves = {name: values.means() for name, values in over_time.items()}
     frames = list(range(request.cond_steps, request.horizon))
     write_json(folder / "metrics_over_time.json", {"frame": frames, **curves})
-    graph = horizon_graph({LABELS[name]: {name: curve} for name, curve in curves.items()}, first=request.cond_steps)
-    save_image(graph, folder / "metrics_over_time.png")
+    methods, names = {"": "DDLP", **BASELINES}, [name for name in over_time if name in LABELS]
+    panels = {LABELS[name]: {method: curves[name + end] for end, method in methods.items()} for name in names}
+    save_image(horizon_graph(panels, first=request.cond_steps), folder / "metrics_over_time.png")
     print("\n".join(table(over_time, request.cond_steps)))
-    for name in over_time:
+    for name in names:
         print(f"{LABELS[name]}: {summary[name]:.4f} (std {summary[f'{name}_std']:.4f})")
+        for end, method in BASELINES.items():
+            print(f"  {method}: {summary[name + end]:.4f} (std {summary[f'{name}{end}_std']:.4f})")
     print(f"written to {folder}")
 
 

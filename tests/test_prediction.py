@@ -176,6 +176,41 @@ def test_metrics_are_means_over_the_predicted_frames_of_the_test_set(run, balls_
     assert image.shape == (400, 2000, 3)
 
 
+def test_predictions_are_measured_beside_two_baselines(run, balls_data, capsys):
+    arguments = ("-p", run.path, "-c", COND, "--horizon", HORIZON, "-b", 5, "--metrics", "psnr", "ssim", "position")
+    run_in(run.path, eval_gen_metrics.main, *arguments)
+    x, positions = videos(balls_data)
+    _, latents = predict(run, x)
+    written = json.loads((run.path / "eval" / "last_val_image_metrics.json").read_text())
+    over_time = json.loads((run.path / "eval" / "metrics_over_time.json").read_text())
+    still = x[:, COND - 1 : COND].expand(-1, HORIZON, -1, -1, -1)
+    psnr, _ = plain_metrics(x, still)
+    assert over_time["psnr_still"] == pytest.approx(psnr.mean(0).tolist(), rel=1e-4)
+    z = latents["z_pos"].clone()
+    for t in range(COND, HORIZON):
+        z[:, t] = z[:, COND - 1] + (t - COND + 1) * (z[:, COND - 1] - z[:, COND - 4]) / 3
+    for end, places in (("_still", z[:, [*range(COND), *(HORIZON - COND) * [COND - 1]]]), ("_straight", z)):
+        visible = latents["z_obj_on"][:, [*range(COND), *(HORIZON - COND) * [COND - 1]]].numpy() > 0.5
+        points = ((places + 1) / 2 * 31 + 0.5).numpy()
+        errors, tracked = plain_tracking(points, visible, positions[:, :HORIZON], radius=4)
+        assert over_time[f"position_error{end}"] == pytest.approx(errors.mean((0, 2)).tolist(), rel=1e-4)
+        assert over_time[f"tracked{end}"] == pytest.approx(tracked.mean((0, 2)).tolist(), abs=1e-6)
+    last = {name: latents[name][:, COND - 1] for name in latents}
+    drawn = run.load_model().decode_all(
+        z[:, COND],
+        last["z_features"],
+        last["z_bg_features"],
+        last["z_obj_on"],
+        last["z_depth"],
+        z_scale=last["z_scale"],
+    )["rec"]
+    error = (drawn.detach().clamp(0, 1) - x[:, COND]).square().mean((1, 2, 3))
+    assert over_time["psnr_straight"][0] == pytest.approx((-10 * torch.log10(error + 1e-8)).mean().item(), rel=1e-3)
+    output = capsys.readouterr().out
+    for words, value in (("last frame stays", "psnr_still"), ("particles straight on", "psnr_straight")):
+        assert f"{words}: {written[value]:.4f}" in output
+
+
 def plain_tracking(points, visible, truth, radius):
     from itertools import permutations
 
