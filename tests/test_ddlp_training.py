@@ -19,6 +19,7 @@ from tests.balls import SMALL
 from tests.runs import assert_same, assert_same_run, the_run, write_json
 from training.loop import TrainingLoop
 from training.particles import DDLPTask, leaves_parameters_unused
+from utils import checkpoints
 from utils.device import make_accelerator
 from utils.errors import UserError
 
@@ -196,6 +197,25 @@ def test_particles_are_encoded_once_and_drawn_anew(config, tmp_path, monkeypatch
     batch = next(iter(loop._make_loader()))
     one, other = (loop.task.losses(loop.model, batch, loop.progress)["kl_dyn"].item() for _ in range(2))
     assert one != other
+
+
+def test_the_weights_to_start_from_encode_the_particles(config, tmp_path, monkeypatch):
+    torch.manual_seed(11)
+    start = ObjectDynamicsDLP.from_config(Config.from_dict(config)).state_dict()
+    checkpoints.save(start, tmp_path / "start.pth")
+    encode = ObjectDynamicsDLP.encode_posterior
+
+    def checking(model, x, *others):
+        weights = model.state_dict()
+        assert all(torch.equal(weights[name], start[name]) for name in start if name.startswith(("fg_", "bg_")))
+        return encode(model, x, *others)
+
+    monkeypatch.setattr(ObjectDynamicsDLP, "encode_posterior", checking)
+    options = {"load_model": True, "pretrained_path": str(tmp_path / "start.pth")}
+    run = train(tmp_path, config, **{**ALONE, "dyn_only_epoch": 0, "num_epochs": 1}, **options)
+    trained = checkpoints.load(run.weights_path())
+    assert all(torch.equal(trained[name], start[name]) for name in start if name.startswith(("fg_", "bg_")))
+    assert any(not torch.equal(trained[name], start[name]) for name in start if name.startswith("dyn_module."))
 
 
 def test_dynamics_alone_go_on_exactly(config, tmp_path):

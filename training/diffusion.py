@@ -41,7 +41,6 @@ class DiffusionTask(Task):
         self.ddlp_config, self.ddlp = ddlp_config, ddlp
         self.ema = (config.ema_decay, config.ema_update_every)
         self.save_every = config.save_and_sample_every
-        self.items = None  # clips, or their tokens
 
     def build_model(self):
         self.diffuse_ddlp = DiffuseDDLP.from_config(self.config, self.ddlp_config, self.ddlp)
@@ -50,18 +49,20 @@ class DiffusionTask(Task):
     def make_optimizer(self, model):
         return make_adam(model.parameters(), self.config.lr, (0.9, 0.99)), 1.0
 
-    def train_set(self, progress):
+    def open_data(self):
         on_the_fly = self.config.encode_on_the_fly
-        if self.items is None:
-            with preserve_random_state():
-                self.items = self.clips if on_the_fly else self._cached_tokens()
-                if self.run is None:
-                    blocks = self._encode() if on_the_fly else self.items.blocks(ENCODED_AT_ONCE)
-                    self.diffuse_ddlp.normalization.fit(self._with_progress_bar(blocks))
-                else:
-                    self.run.load_stats(self.diffuse_ddlp.normalization, self.identity)
+        with preserve_random_state():
+            self.items = self.clips if on_the_fly else self._cached_tokens()  # clips, or their tokens
+            if self.run is None:
+                blocks = self._encode() if on_the_fly else self.items.blocks(ENCODED_AT_ONCE)
+                self.diffuse_ddlp.normalization.fit(self._with_progress_bar(blocks))
+            else:
+                self.run.load_stats(self.diffuse_ddlp.normalization, self.identity)
+        return len(self.items)
+
+    def train_set(self, progress):
         # Tokens are in memory: other processes would only cost time.
-        return self.items, self.config.num_workers if on_the_fly else 0
+        return self.items, self.config.num_workers if self.config.encode_on_the_fly else 0
 
     def losses(self, model, batch, progress):
         tokens = batch[0]

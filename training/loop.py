@@ -88,9 +88,13 @@ class Task(ABC):
         """The optimiser, and the factor of its learning rate after every interval."""
 
     @abstractmethod
+    def open_data(self):
+        """Open what training needs, with the model on its device; returns the number of items to train on."""
+
+    @abstractmethod
     def train_set(self, progress):
-        """The `torch.utils.data.Dataset` of the current interval, always of the same length, and how many processes
-        load it."""
+        """The `torch.utils.data.Dataset` of the current interval, of as many items as `open_data` returned, and how
+        many processes load it."""
 
     @abstractmethod
     def losses(self, model, batch, progress):
@@ -142,11 +146,11 @@ class TrainingLoop:
             beta, every = task.ema
             self.ema = EMA(self.bare_model, beta=beta, update_every=every, include_online_model=True)
         with accelerator.main_process_first():
-            train_set, _ = task.train_set(Progress())
+            num_items = task.open_data()
         check_cuda_graphs(config, accelerator)
         self.graphed_steps = GraphedSteps(self._gradients, self.optimizer) if config.cuda_graphs else None
         processes = accelerator.process_index, accelerator.num_processes
-        self.batches = ShuffledBatches(len(train_set), config.batch_size, config.seed, *processes)
+        self.batches = ShuffledBatches(num_items, config.batch_size, config.seed, *processes)
         self.progress = Progress(epoch_length=self.batches.num_batches)
 
     @property

@@ -74,7 +74,6 @@ class ParticleTask(Task):
     def __init__(self, config, accelerator):
         self.config, self.accelerator = config, accelerator
         self.save_every = config.checkpoint_freq
-        self.training_items = self.validation_items = None
         metrics = config.metrics if config.eval_im_metrics else ()
         recon_loss_func = None
         if config.recon_loss_type == "vgg":
@@ -101,11 +100,13 @@ class ParticleTask(Task):
         adam = make_adam(model.parameters(), config.lr, config.adam_betas, config.adam_eps, config.weight_decay)
         return adam, config.scheduler_gamma
 
+    def open_data(self):
+        # The validation set first: what is wrong with it shows before training starts.
+        self.validation_items = self.open_validation_set()
+        self.training_items = self.open_training_set()
+        return len(self.training_items)
+
     def train_set(self, progress):
-        if self.training_items is None:
-            # The validation set first: what is wrong with it shows before training starts.
-            self.validation_items = self.open_validation_set()
-            self.training_items = self.open_training_set()
         return self.training_items, self.config.num_workers
 
     @abstractmethod
@@ -216,9 +217,9 @@ class DDLPTask(ParticleTask):
         return videos
 
     def train_set(self, progress):
-        clips = super().train_set(progress)
-        # Particles are in memory: other processes would only cost time.
-        return (self.cached_posteriors, 0) if self._trains_on_particles(progress) else clips
+        if self._trains_on_particles(progress):
+            return self.cached_posteriors, 0  # in memory: other processes would only cost time
+        return super().train_set(progress)
 
     def losses(self, model, batch, progress):
         config = self.config
