@@ -8,7 +8,6 @@ Channels lie side by side in memory (channels last) from the first layer to the 
 and upsampling work fastest. Under autocast all layers run in its precision.
 """
 
-import itertools
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,22 +15,31 @@ import torch.nn.functional as F
 from torch import nn
 
 aten = torch.ops.aten
+PIXELS_AT_ONCE = 2**16  # of a CPU: so that what is between two layers is in its caches
 
 
 def run_layers(x, *modules):
     """What `modules`, containers of layers, make of x [B, C, h, w], one after the other."""
     device = "cpu" if x.device.type == "meta" else x.device.type  # of whose autocast is asked
+    layers = [layer for module in modules for layer in _layers(module)]
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device))
     x = x.contiguous(memory_format=torch.channels_last)
     with torch.autocast(device, enabled=False):
-        cheap = _Cheap()
-        for layer in itertools.chain.from_iterable(map(_layers, modules)):
-            if isinstance(layer, nn.Conv2d):
-                x, cheap = _convolve(x, cheap, layer), _Cheap()
-            elif not cheap.add(layer):
-                x, cheap = layer(cheap(x)[0]), _Cheap()
-        return cheap(x)[0]
+        if device != "cpu" or torch.compiler.is_compiling():
+            return _run(layers, x)
+        pixels = x.shape[-2] * x.shape[-1] * 4 ** sum(isinstance(layer, nn.Upsample) for layer in layers)
+        return torch.cat([_run(layers, part) for part in x.split(max(1, PIXELS_AT_ONCE // pixels))])
+
+
+def _run(layers, x):
+    cheap = _Cheap()
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            x, cheap = _convolve(x, cheap, layer), _Cheap()
+        elif not cheap.add(layer):
+            x, cheap = layer(cheap(x)[0]), _Cheap()
+    return cheap(x)[0]
 
 
 def _layers(module):
@@ -126,6 +134,8 @@ def _like(parameter, x):
 
 
 def _upsample(x):
+    # A GPU's kernel for the other layout goes through the batch one image at a time.
+    x = x.contiguous(memory_format=torch.channels_last)
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 

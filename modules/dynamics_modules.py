@@ -8,7 +8,14 @@ d and d_bg the widths of the appearance and of the background.
 import torch
 from torch import nn
 
-from modules.modules import Attention, TransformerBlock, init_transformer_weights, mlp
+from modules.modules import (
+    Attention,
+    TransformerBlock,
+    apply_heads,
+    full_precision,
+    init_transformer_weights,
+    mlp,
+)
 from modules.particles import BetaParams, Gaussian, Particles, Prediction
 
 DEPTH_MARK = "depth_logvar_from_mean"  # in the state dicts of models without the published depth logvar
@@ -48,13 +55,30 @@ class CausalParticleAttention(Attention):
         self.register_buffer("mask", torch.ones(max_frames, max_frames).tril()[None, None, None, :, None, :])
         self.rel_pos_bias = RelativePositionBias(n_head, max_frames, max_particles) if positional_bias else None
 
-    def forward(self, x):
-        """[B, N, T, C] -> [B, N, T, C]"""
-        N, T = x.shape[1:3]
+    def bias(self, N, T):
+        """What is added to the logits of N tokens in T frames, -inf where one is not seen: [heads, N, T, N, T]."""
         visible = self.mask[..., :T, :, :T].bool()  # [1, 1, 1, T, 1, T]
-        bias = x.new_zeros(1, N, T, N, T) if self.rel_pos_bias is None else self.rel_pos_bias(N, T)
-        bias = bias.masked_fill(~visible[0], float("-inf")).flatten(3, 4).flatten(1, 2)  # [heads, N*T, N*T]
-        return super().forward(x.flatten(1, 2), bias).unflatten(1, (N, T))
+        bias = self.mask.new_zeros(1, N, T, N, T) if self.rel_pos_bias is None else self.rel_pos_bias(N, T)
+        return bias.masked_fill(~visible[0], float("-inf"))
+
+    def forward(self, x, bias=None, last_only=False):
+        """[B, N, T, C] -> [B, N, T, C], or with `last_only` [B, N, 1, C] of the last frame. bias: that of `bias`, which
+        does not change from call to call."""
+        N, T = x.shape[1:3]
+        bias = self.bias(N, T) if bias is None else bias
+        first = T - 1 if last_only else 0
+        bias = bias[:, :, first:].flatten(3, 4).flatten(1, 2)  # [heads, tokens asking, N*T]
+        queries = x[:, :, first:].flatten(1, 2)
+        return super().forward(x.flatten(1, 2), bias, queries).unflatten(1, (N, T - first))
+
+
+class ParticleBlock(TransformerBlock):
+    """A transformer block of particles: [B, N, T, C] -> [B, N, T, C], or with `last_only` [B, N, 1, C]."""
+
+    def forward(self, x, bias=None, last_only=False):
+        attended = self.attn(self.ln1(x), bias, last_only)
+        x = x[:, :, -1:] + attended if last_only else x + attended
+        return x + self.mlp(self.ln2(x))
 
 
 class ParticleTransformer(nn.Module):
@@ -64,7 +88,7 @@ class ParticleTransformer(nn.Module):
         super().__init__()
         self.blocks = nn.Sequential(
             *(
-                TransformerBlock(
+                ParticleBlock(
                     dim,
                     CausalParticleAttention(dim, n_head, max_frames, max_particles, dropout, positional_bias),
                     4,
@@ -78,8 +102,15 @@ class ParticleTransformer(nn.Module):
         self.head = nn.Linear(dim, dim, bias=False)
         init_transformer_weights(self)
 
-    def forward(self, x):
-        return self.head(self.ln_f(self.blocks(x)))
+    def biases(self, n_particles, n_frames):
+        """The blocks' attention biases, a list."""
+        return [block.attn.bias(n_particles, n_frames) for block in self.blocks]
+
+    def forward(self, x, biases=None, last_only=False):
+        """biases: those of `biases`, if they are known; last_only: give the last frame alone, [B, N, 1, C]."""
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if biases is None else biases[i], last_only and block is self.blocks[-1])
+        return self.head(self.ln_f(x[:, :, -1:] if last_only else x))
 
 
 class ParticleProjection(nn.Module):
@@ -97,15 +128,16 @@ class ParticleProjection(nn.Module):
 
     def forward(self, particles):
         """`Particles` [B, T, ...] -> tokens [B, N, T, C], the background's last."""
-        attributes = [
-            self.xy_projection(particles.z),
-            self.scale_projection(particles.z_scale),
-            self.obj_on_projection(particles.obj_on.unsqueeze(-1)),
-            self.depth_projection(particles.z_depth),
-            self.features_projection(particles.z_features),
-        ]
-        tokens = self.particle_projection(torch.cat(attributes, dim=-1))  # [B, T, K, C]
-        background = self.bg_features_projection(particles.z_bg).unsqueeze(2)  # [B, T, 1, C]
+        with full_precision(particles.z):
+            attributes = [
+                self.xy_projection(particles.z),
+                self.scale_projection(particles.z_scale),
+                self.obj_on_projection(particles.obj_on.unsqueeze(-1)),
+                self.depth_projection(particles.z_depth),
+                self.features_projection(particles.z_features),
+            ]
+            tokens = self.particle_projection(torch.cat(attributes, dim=-1))  # [B, T, K, C]
+            background = self.bg_features_projection(particles.z_bg).unsqueeze(2)  # [B, T, 1, C]
         return torch.cat([tokens, background], dim=2).transpose(1, 2)
 
 
@@ -126,15 +158,17 @@ class ParticleDecoder(nn.Module):
     def forward(self, tokens):
         """[B, N, T, C] -> `Prediction` [B, T, ...]; the position's mean is not bounded yet."""
         hidden = self.backbone(tokens.transpose(1, 2))  # [B, T, N, hidden]
-        particles, background = hidden[:, :, :-1], hidden[:, :, -1]
-        mean, logvar = torch.stack([self.x_head(particles), self.y_head(particles)], dim=-2).unbind(-1)
+        heads = self.x_head, self.y_head, self.scale_xy_head, self.depth_head, self.obj_on_head, self.features_head
+        y, x, scale, depth, obj_on, features = apply_heads(hidden[:, :, :-1], *heads)
+        (background,) = apply_heads(hidden[:, :, -1], self.bg_features_head)
+        mean, logvar = torch.stack([y, x], dim=-2).unbind(-1)
         return Prediction(
             Gaussian(mean, logvar),
-            Gaussian.from_params(self.scale_xy_head(particles)),
-            Gaussian.from_params(self.depth_head(particles)),
-            BetaParams.from_logits(self.obj_on_head(particles)),
-            Gaussian.from_params(self.features_head(particles)),
-            Gaussian.from_params(self.bg_features_head(background)),
+            Gaussian.from_params(scale),
+            Gaussian.from_params(depth),
+            BetaParams.from_logits(obj_on),
+            Gaussian.from_params(features),
+            Gaussian.from_params(background),
         )
 
 
@@ -189,7 +223,11 @@ class DynamicsDLP(nn.Module):
 
     def predict(self, particles):
         """`Particles` [B, T, ...], T <= block_size -> `Prediction` [B, T, ...] of each frame's successor."""
-        prediction = self.particle_decoder(self.particle_transformer(self.particle_projection(particles)))
+        return self._decode(self.particle_transformer(self.particle_projection(particles)), particles)
+
+    def _decode(self, tokens, particles):
+        """The transformer's output and the particles that it saw -> `Prediction`."""
+        prediction = self.particle_decoder(tokens)
         prediction.position.mean = self.max_delta * self.activation(prediction.position.mean)
         if self.depth_logvar_from_mean:
             prediction.depth.logvar = prediction.depth.mean
@@ -206,11 +244,18 @@ class DynamicsDLP(nn.Module):
 
         constrain: a function that is applied to each predicted frame, `Particles` [B, 1, ...], before it is used.
         """
+        last = particles.frames(slice(-1, None))
+        tokens = self.particle_projection(particles.frames(slice(-self.block_size, None)))  # [B, N, T, C]
+        unrolled, biases = [particles], None
         for _ in range(steps):
-            window = particles.frames(slice(-self.block_size, None))
-            following = self.predict(window).frames(slice(-1, None)).sample(deterministic)
-            particles = Particles.cat([particles, following if constrain is None else constrain(following)])
-        return particles
+            if biases is None or biases[0].shape[2] != tokens.shape[2]:
+                biases = self.particle_transformer.biases(*tokens.shape[1:3])
+            hidden = self.particle_transformer(tokens, biases, last_only=True)
+            following = self._decode(hidden, last).sample(deterministic)
+            last = following if constrain is None else constrain(following)
+            unrolled.append(last)
+            tokens = torch.cat([tokens, self.particle_projection(last)], dim=2)[:, :, -self.block_size :]
+        return Particles.cat(unrolled)
 
     def forward(self, z, z_scale, z_obj_on, z_depth, z_features, z_bg_features):
         """`predict` for loose tensors: z, z_scale [B, T, K, 2]; z_obj_on [B, T, K]; z_depth [B, T, K, 1]; z_features

@@ -58,6 +58,17 @@ def init_conv_weights(module):
             nn.init.zeros_(layer.bias)
 
 
+def full_precision(x):
+    """A context without autocast, on the device of x: for whatever decides positions, distributions and pictures."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def apply_heads(hidden, *heads):
+    """Linear layers of one input, in the precision of their weights: a list of their outputs."""
+    with full_precision(hidden):
+        return [head(hidden.to(head.weight.dtype)) for head in heads]
+
+
 def padded_conv(cin, cout, kernel, stride, pad_mode):
     """A bias-free convolution with padding kernel // 2: [padding layer, convolution], or [convolution] for zeros."""
     pad = kernel // 2
@@ -123,6 +134,10 @@ class OutputConv(nn.Module):
         super().__init__()
         self.main = nn.Sequential(OrderedDict({f"conv_{cin}_to_{cout}": nn.Conv2d(cin, cout, 1)}))
 
+    @property
+    def dtype(self):
+        return self.main[0].weight.dtype
+
     def forward(self, x):
         return self.main(x)
 
@@ -179,7 +194,7 @@ class ImageDecoder(nn.Module):
         self.final_conv = OutputConv(channels[0], cdim)
 
     def forward(self, x):
-        return torch.sigmoid(run_layers(x, self.main, self.final_conv))
+        return torch.sigmoid(run_layers(x, self.main, self.final_conv).to(self.final_conv.dtype))
 
 
 class LatentToMap(nn.Module):
@@ -219,14 +234,18 @@ class GlimpseDecoder(nn.Module):
 
     def forward(self, z_features):
         maps = self.fc(z_features).unflatten(-1, (MAP_CHANNELS, MAP_SIZE, MAP_SIZE))
-        return torch.sigmoid(run_layers(maps, self.main))
+        return torch.sigmoid(run_layers(maps, self.main).to(self.main.final_conv.dtype))
 
 
 # ----------------------------------------------------------------------------------------------------- transformer
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention. x: [B, L, C]; `bias`: [heads, L, L] or None, added to the logits."""
+    """Multi-head self-attention: [B, L, C] -> [B, L, C].
+
+    bias: [heads, L, L] or None, added to the logits; queries: the tokens that ask, [B, M, C], if those are not all: it
+    returns [B, M, C] then, and the bias is [heads, M, L].
+    """
 
     def __init__(self, dim, heads, dropout, linear_bias):
         super().__init__()
@@ -237,8 +256,9 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=linear_bias)
         self.resid_drop = nn.Dropout(dropout)
 
-    def forward(self, x, bias=None):
-        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
+    def forward(self, x, bias=None, queries=None):
+        q, k, v = self.query(x if queries is None else queries), self.key(x), self.value(x)
+        q, k, v = (tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2) for tokens in (q, k, v))
         dropout = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
         return self.resid_drop(self.proj(out.transpose(1, 2).flatten(2)))
@@ -290,7 +310,8 @@ class FourierFeatures(nn.Module):
         self.register_buffer("b", std * torch.randn(n, 2))
 
     def forward(self, z):
-        phase = 2 * math.pi * z @ self.b.T
+        with full_precision(z):
+            phase = 2 * math.pi * z @ self.b.T
         return torch.cat([phase.cos(), phase.sin(), z], dim=-1)
 
 
@@ -320,7 +341,9 @@ class PatchPrior(nn.Module):
         size, per_side = self.patch_size, self.image_size // self.patch_size
         patches = x.unfold(2, size, size).unfold(3, size, size)  # [B, C, rows, columns, size, size]
         patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-        local, uncertainty = self._spatial_softmax(self.enc(patches))  # [B * patches, n_kp, 2], [B * patches, n_kp]
+        heat_maps = self.enc(patches).to(self.enc.keymap.weight.dtype)
+        with full_precision(x):
+            local, uncertainty = self._spatial_softmax(heat_maps)  # [B * patches, n_kp, 2], [B * patches, n_kp]
         starts = size * torch.arange(per_side, dtype=x.dtype, device=x.device)
         origins = torch.cartesian_prod(starts, starts).view(-1, 1, 2)  # [patches, 1, 2]
         local = local.unflatten(0, (x.shape[0], -1))  # [B, patches, n_kp, 2]
@@ -386,8 +409,9 @@ class ParticleMixer(nn.Module):
         """glimpses: [B, N, C, g, g]; proposals: [B, N, 2]. Returns anchors [B, K, 2]."""
         features = self.cnn(glimpses.flatten(0, 1)).flatten(1).unflatten(0, glimpses.shape[:2])
         tokens = torch.cat([self.conv_projection(features), self.pos_projection(proposals.detach())], dim=-1)
-        weights = self.mixer(tokens).softmax(dim=1)  # [B, N, K]
-        return weights.transpose(1, 2) @ proposals
+        weights = self.mixer(tokens).to(proposals.dtype).softmax(dim=1)  # [B, N, K]
+        with full_precision(proposals):
+            return weights.transpose(1, 2) @ proposals
 
 
 # -------------------------------------------------------------------------------------------------------- encoders
@@ -434,13 +458,14 @@ class ParticleAttributeEncoder(GlimpseEncoder):
     def forward(self, glimpses, z):
         """glimpses: [B, K, C (+ 1), g, g]; z: [B, K, 2]. Returns the offset's, scale's, transparency's and depth's
         distributions."""
-        hidden = self.encode(glimpses, z)
-        mean, logvar = torch.stack([self.x_head(hidden), self.y_head(hidden)], dim=-2).unbind(-1)  # [B, K, 2] each
+        heads = self.x_head, self.y_head, self.scale_xy_head, self.obj_on_head, self.depth_head
+        y, x, scale, obj_on, depth = apply_heads(self.encode(glimpses, z), *heads)
+        mean, logvar = torch.stack([y, x], dim=-2).unbind(-1)  # [B, K, 2] each
         return (
             Gaussian(self.activation(mean), logvar),
-            Gaussian.from_params(self.scale_xy_head(hidden)),
-            BetaParams.from_logits(self.obj_on_head(hidden)),
-            Gaussian.from_params(self.depth_head(hidden)),
+            Gaussian.from_params(scale),
+            BetaParams.from_logits(obj_on),
+            Gaussian.from_params(depth),
         )
 
 
@@ -453,7 +478,7 @@ class ParticleFeaturesEncoder(GlimpseEncoder):
 
     def forward(self, glimpses, z):
         """glimpses: [B, K, C, g, g]; z: [B, K, 2]. Returns the appearance's distribution, [B, K, d]."""
-        return Gaussian.from_params(self.features_head(self.encode(glimpses, z)))
+        return Gaussian.from_params(*apply_heads(self.encode(glimpses, z), self.features_head))
 
 
 # -------------------------------------------------------------------------------------- foreground and background
@@ -594,7 +619,8 @@ class Background(nn.Module):
 
     def encode(self, x, mask):
         """x: [B, C, H, W]; mask: [B, 1, H, W], 1 where the background is. Returns its distribution, [B, d_bg]."""
-        return Gaussian.from_params(self.bg_enc(self.bg_cnn_enc(x * mask).flatten(1)))
+        hidden = self.bg_enc[:-1](self.bg_cnn_enc(x * mask).flatten(1))
+        return Gaussian.from_params(*apply_heads(hidden, self.bg_enc[-1]))
 
     def decode(self, z_bg):
         """[B, d_bg] -> [B, C, H, W] in 0..1"""

@@ -2,7 +2,8 @@
 
 Glimpses are axis-aligned, so a bilinear resampling is a product of one interpolation matrix per axis: dense matrix
 products that need no gather and whose gradient, unlike `grid_sample`'s on CUDA, has no atomic additions: it is
-deterministic. Coordinates are (y, x) in -1..1 with `align_corners=True`; outside an image all is zero.
+deterministic. Autocast does not reach them. Coordinates are (y, x) in -1..1 with `align_corners=True`; outside an image
+all is zero.
 
 Shape letters: B images, K particles, C channels, H x W the image, g the glimpse's side in pixels.
 """
@@ -34,9 +35,10 @@ def cut_glimpses(x, z, scale, size):
     K = z.shape[1]
     rows = interpolation_matrix(z[..., 0], scale[..., 0], H, size)  # [B, K, g, H]
     columns = interpolation_matrix(z[..., 1], scale[..., 1], W, size)  # [B, K, g, W]
-    strips = rows.flatten(1, 2) @ x.transpose(1, 2).flatten(2)  # [B, K*g, C*W]: one product for all particles
-    strips = strips.view(B, K, size, C, W).transpose(2, 3)  # [B, K, C, g, W]
-    return strips @ columns.unsqueeze(2).transpose(-1, -2)
+    with torch.autocast(x.device.type, enabled=False):
+        strips = rows.flatten(1, 2) @ x.transpose(1, 2).flatten(2)  # [B, K*g, C*W]: one product for all particles
+        strips = strips.view(B, K, size, C, W).transpose(2, 3)  # [B, K, C, g, W]
+        return strips @ columns.unsqueeze(2).transpose(-1, -2)
 
 
 def paste_glimpses(glimpses, z, scale, height, width):
@@ -61,7 +63,8 @@ def spatial_transform(image, z_pos, z_scale, out_dims, inverse=False, eps=EPS):
         z_pos = -z_pos * z_scale
     rows = interpolation_matrix(z_pos[:, 0], z_scale[:, 0], image.shape[-2], height)
     columns = interpolation_matrix(z_pos[:, 1], z_scale[:, 1], image.shape[-1], width)
-    return rows.unsqueeze(1) @ image @ columns.unsqueeze(1).transpose(-1, -2)
+    with torch.autocast(image.device.type, enabled=False):
+        return rows.unsqueeze(1) @ image @ columns.unsqueeze(1).transpose(-1, -2)
 
 
 def square_mask(z, obj_on, glimpse_size, image_size):
@@ -71,7 +74,8 @@ def square_mask(z, obj_on, glimpse_size, image_size):
     z: [B, K, 2]; obj_on: [B, K]. Returns [B, 1, image_size, image_size] in 0..1.
     """
     inside = _inside_square(z, glimpse_size, image_size).to(z.dtype)  # [B, K, 2, S]
-    squares = torch.einsum("bk,bkh,bkw->bhw", obj_on, inside[:, :, 0], inside[:, :, 1])
+    with torch.autocast(z.device.type, enabled=False):
+        squares = torch.einsum("bk,bkh,bkw->bhw", obj_on, inside[:, :, 0], inside[:, :, 1])
     return 1 - squares.clamp(0, 1).unsqueeze(1)
 
 
@@ -121,7 +125,7 @@ def correlation_maps(glimpses, previous):
     # Of the full map over a glimpse padded by g, only its middle g x g is kept: this padding gives just that.
     padded = F.pad(glimpses, (g // 2 - 1, g // 2, g // 2 - 1, g // 2), mode="replicate")
     correlation = _correlate(padded, previous)
-    energy = _box_sum(padded.square(), g).sum(1, keepdim=True)
+    energy = _box_sum(padded.square().sum(1, keepdim=True), g)
     # The FFT's rounding errors, which the norm would blow up where a window is black: bounded by Cauchy-Schwarz.
     correlation = correlation.clamp(min=0).minimum(torch.sqrt(energy * previous.square().sum((1, 2, 3), keepdim=True)))
     # The kernels' energy is that of the whole batch, as published.
