@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from modules.spatial import EPS
+from modules.spatial import EPS, full_precision
 
 PIXELS_AT_ONCE = 2**15  # few enough for a CPU's caches, many enough for its matrix products
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -57,7 +57,7 @@ def particle_sums(
 def _particle_sums(glimpses, z, scale, obj_on, nearness, height, width):
     channels = glimpses.shape[2]
     sums = z.new_zeros(z.shape[0], 1 + channels, height, width)
-    with torch.autocast(z.device.type, enabled=False):
+    with full_precision(z):
         for chunk in _chunks(z, scale, glimpses.shape[-1], height, width):
             alpha, rgb = _paste(chunk, glimpses)[0].split([1, channels - 1], dim=1)
             visible = chunk.of(obj_on) * alpha
@@ -93,7 +93,7 @@ def _particle_sums_backward(gradient, glimpses, z, scale, obj_on, nearness):
         torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (glimpses, z, scale, obj_on, nearness)
     ]
     d_glimpses, d_z, d_scale, d_obj_on, d_nearness = (x.flatten(0, 1) for x in gradients)
-    with torch.autocast(z.device.type, enabled=False):
+    with full_precision(z):
         for chunk in _chunks(z, scale, g, *gradient.shape[-2:]):
             canvas, patches, strips = _paste(chunk, glimpses)
             alpha, rgb = canvas.split([1, channels - 1], dim=1)

@@ -8,6 +8,7 @@ Channels lie side by side in memory (channels last) from the first layer to the 
 and upsampling work fastest. Under autocast all layers run in its precision.
 """
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -153,9 +154,15 @@ def _phase_weights(weight):
 
     Upsampling makes two points of each, 3/4 of it and 1/4 of either neighbour; what replicate padding adds fits in.
     """
-    left, right = [[3, 1, 0], [1, 3, 3], [0, 0, 1]], [[1, 0, 0], [3, 3, 1], [0, 1, 3]]  # [point, tap], in quarters
-    points = weight.new_tensor([left, right]) / 4
+    points = _phase_points(weight.dtype, weight.device)
     return torch.einsum("ajk,blm,ockm->abocjl", points, points, weight).flatten(0, 2)
+
+
+@functools.cache  # made once: copying numbers to a GPU would stop a step
+def _phase_points(dtype, device):
+    """What each tap has of each point, for the first and the second pixel: [2, point, tap]."""
+    first, second = [[3, 1, 0], [1, 3, 3], [0, 0, 1]], [[1, 0, 0], [3, 3, 1], [0, 1, 3]]
+    return torch.tensor([first, second], dtype=dtype, device=device) / 4
 
 
 def _interleave(x):

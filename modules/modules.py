@@ -17,7 +17,14 @@ from torch import nn
 from modules.compositing import draw_glimpses
 from modules.convolution import run_layers
 from modules.particles import BetaParams, Gaussian, Particles, Posterior
-from modules.spatial import compose, cut_glimpses, generate_correlation_maps, paste_glimpses, square_mask
+from modules.spatial import (
+    compose,
+    cut_glimpses,
+    full_precision,
+    generate_correlation_maps,
+    paste_glimpses,
+    square_mask,
+)
 
 HIDDEN_DIM = 256  # width of the fully connected layers of the encoders and decoders
 MAP_CHANNELS = 32  # channels of the maps that encoders end with and decoders begin with
@@ -56,11 +63,6 @@ def init_conv_weights(module):
         elif isinstance(layer, nn.GroupNorm):
             nn.init.ones_(layer.weight)
             nn.init.zeros_(layer.bias)
-
-
-def full_precision(x):
-    """A context without autocast, on the device of x: for whatever decides positions, distributions and pictures."""
-    return torch.autocast(x.device.type, enabled=False)
 
 
 def apply_heads(hidden, *heads):

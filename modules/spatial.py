@@ -8,10 +8,17 @@ all is zero.
 Shape letters: B images, K particles, C channels, H x W the image, g the glimpse's side in pixels.
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 
 EPS = 1e-9  # keeps the inverse of a scale finite
+
+
+def full_precision(x):
+    """A context without autocast, on the device of x: for whatever decides positions, distributions and pictures."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
 def interpolation_matrix(centre, scale, n_in, n_out):
@@ -35,7 +42,7 @@ def cut_glimpses(x, z, scale, size):
     K = z.shape[1]
     rows = interpolation_matrix(z[..., 0], scale[..., 0], H, size)  # [B, K, g, H]
     columns = interpolation_matrix(z[..., 1], scale[..., 1], W, size)  # [B, K, g, W]
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x):
         strips = rows.flatten(1, 2) @ x.transpose(1, 2).flatten(2)  # [B, K*g, C*W]: one product for all particles
         strips = strips.view(B, K, size, C, W).transpose(2, 3)  # [B, K, C, g, W]
         return strips @ columns.unsqueeze(2).transpose(-1, -2)
@@ -63,7 +70,7 @@ def spatial_transform(image, z_pos, z_scale, out_dims, inverse=False, eps=EPS):
         z_pos = -z_pos * z_scale
     rows = interpolation_matrix(z_pos[:, 0], z_scale[:, 0], image.shape[-2], height)
     columns = interpolation_matrix(z_pos[:, 1], z_scale[:, 1], image.shape[-1], width)
-    with torch.autocast(image.device.type, enabled=False):
+    with full_precision(image):
         return rows.unsqueeze(1) @ image @ columns.unsqueeze(1).transpose(-1, -2)
 
 
@@ -74,7 +81,7 @@ def square_mask(z, obj_on, glimpse_size, image_size):
     z: [B, K, 2]; obj_on: [B, K]. Returns [B, 1, image_size, image_size] in 0..1.
     """
     inside = _inside_square(z, glimpse_size, image_size).to(z.dtype)  # [B, K, 2, S]
-    with torch.autocast(z.device.type, enabled=False):
+    with full_precision(z):
         squares = torch.einsum("bk,bkh,bkw->bhw", obj_on, inside[:, :, 0], inside[:, :, 1])
     return 1 - squares.clamp(0, 1).unsqueeze(1)
 
