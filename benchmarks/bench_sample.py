@@ -28,7 +28,8 @@ def measure(args, name):
 
     @torch.no_grad()
     def step():
-        model.sample(x, num_steps=PREDICTED, cond_steps=SEEN)
+        with side_by_side.autocast(args):
+            model.sample(x, num_steps=PREDICTED, cond_steps=SEEN)
 
     return side_by_side.measured(step, args, batch_size)
 

@@ -32,8 +32,9 @@ def measure(args, name):
     options = {"alpha_masks": False} if "alpha_masks" in inspect.signature(model.forward).parameters else {}
 
     def step():
-        output = model(x, **options)
-        model.calc_elbo(x, output, **weights)["loss"].backward()
+        with side_by_side.autocast(args):
+            loss = model.calc_elbo(x, model(x, **options), **weights)["loss"]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

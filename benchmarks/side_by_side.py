@@ -100,16 +100,15 @@ def build_model(name, device):
 def measured(step, args, batch_size):
     """Time `step`, a function without arguments, after one call that warms up and one whose operations are counted."""
     idle = _memory(args.device)
-    with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bfloat16"):
+    step()
+    with FlopCounterMode(display=False) as counter:
         step()
-        with FlopCounterMode(display=False) as counter:
-            step()
-        seconds = []
-        clock = _clock(args)
-        for _ in range(args.repeats):
-            start = clock()
-            step()
-            seconds.append(clock() - start)
+    seconds = []
+    clock = _clock(args)
+    for _ in range(args.repeats):
+        start = clock()
+        step()
+        seconds.append(clock() - start)
     return {
         "batch_size": batch_size,
         "device": args.device,
@@ -118,6 +117,11 @@ def measured(step, args, batch_size):
         "flops": counter.get_total_flops(),
         "peak_bytes": _memory(args.device, peak=True) - idle,
     }
+
+
+def autocast(args):
+    """A context in which forward passes run in the precision asked for."""
+    return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bfloat16")
 
 
 def _memory(device, peak=False):

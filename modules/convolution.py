@@ -195,6 +195,11 @@ class _ConvolutionThatKeepsItsInput(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
+        with torch.autocast(gradient.device.type, enabled=False):
+            return _ConvolutionThatKeepsItsInput._gradients(ctx, gradient)
+
+    @staticmethod
+    def _gradients(ctx, gradient):
         x, mean, rstd, weight = ctx.saved_tensors
         layer, cheap = ctx.layer, ctx.cheap
         needs_x, _, _, needs_norm, _, needs_weight, needs_bias = ctx.needs_input_grad
