@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from modules.spatial import full_precision
+
 aten = torch.ops.aten
 PIXELS_AT_ONCE = 2**16  # of a CPU: so that what is between two layers is in its caches
 
@@ -80,37 +82,20 @@ class _Cheap:
         return (None, None) if self.norm is None else (self.norm.weight, self.norm.bias)
 
     def __call__(self, x):
-        """[B, C, h, w] -> [B, C, h', w'] and the norm's mean and 1 / deviation [B, groups] (or Nones)."""
-        mean = rstd = None
-        if self.norm is not None:
-            B, C, h, w = x.shape
-            weight, bias = (_like(parameter, x) for parameter in self.parameters)
-            if x.device.type != "cpu":
-                x = x.contiguous()
-            x, mean, rstd = aten.native_group_norm(x, weight, bias, B, C, h * w, self.norm.num_groups, self.norm.eps)
-            x = x.contiguous(memory_format=torch.channels_last)
-        return self._activate(x)[-1], mean, rstd
+        """[B, C, h, w] -> [B, C, h', w'] and the norm's statistics (or None)."""
+        statistics = None if self.norm is None else _statistics(x, self.norm)
+        return self.outputs(x, statistics)[-1], statistics
 
-    def _activate(self, x):
-        """x after each of the layers but the norm: activated, enlarged, padded."""
-        activated = F.relu(x) if self.relu else x
+    def outputs(self, x, statistics):
+        """x after each of the layers behind the norm: activated, enlarged, padded."""
+        if self.norm is not None:
+            x = _normalized(x, statistics, self.norm)
+        activated = F.relu(x, inplace=self.norm is not None) if self.relu else x
         enlarged = _upsample(activated) if self.upsample else activated
         return activated, enlarged, F.pad(enlarged, 4 * [self.pad], mode="replicate") if self.pad else enlarged
 
-    def again(self, x, mean, rstd):
-        """The layers' outputs (as of `_activate`) once more, from the norm's mean and deviation."""
-        if self.norm is not None:
-            B, C = x.shape[:2]
-            weight, bias = (parameter.to(mean.dtype) for parameter in self.parameters)
-            per_group = C // self.norm.num_groups
-            factor = rstd.repeat_interleave(per_group, 1) * weight
-            shift = bias - mean.repeat_interleave(per_group, 1) * factor
-            factor, shift = (values.to(x.dtype).view(B, C, 1, 1) for values in (factor, shift))
-            x = torch.addcmul(shift, x, factor)
-        return self._activate(x)
-
-    def backward(self, gradient, x, mean, rstd, outputs, needed):
-        """The gradients of x, the norm's weight and bias. outputs: those of `again`."""
+    def backward(self, gradient, x, statistics, outputs):
+        """The gradients of x, the norm's weight and bias."""
         activated, enlarged, _ = outputs
         if self.pad:
             gradient = aten.replication_pad2d_backward(gradient, enlarged, 4 * [self.pad])
@@ -119,19 +104,54 @@ class _Cheap:
             gradient = aten.upsample_bilinear2d_backward(gradient, *sizes, False, 2.0, 2.0)
         if self.relu:
             gradient = aten.threshold_backward(gradient, activated, 0)
-        if self.norm is None:
-            return gradient, None, None
-        B, C, h, w = x.shape
-        layout = torch.channels_last if x.device.type == "cpu" else torch.contiguous_format
-        gradient, x = gradient.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
-        return aten.native_group_norm_backward(
-            gradient, x, mean, rstd, _like(self.norm.weight, x), B, C, h * w, self.norm.num_groups, needed
-        )
+        return (gradient, None, None) if self.norm is None else _norm_backward(gradient, x, statistics, self.norm)
 
 
-def _like(parameter, x):
-    """A norm's parameter in the precision that goes with x: a CPU takes float32 with bfloat16."""
-    return parameter if x.device.type == "cpu" and x.dtype == torch.bfloat16 else parameter.to(x.dtype)
+# GroupNorm with channels last, in sums and products of whole tensors: torch's own is several times slower in bfloat16
+# on a CPU, and on a GPU it copies its input to the other layout and back.
+
+
+def _statistics(x, norm):
+    """A group's mean and 1 / deviation, as of each of its channels: [2, B, C], float32 or float64."""
+    pixels = _wide(x.permute(0, 2, 3, 1).flatten(1, 2))  # [B, h * w, C]
+    moments = torch.stack([pixels.mean(1), pixels.square().mean(1)])  # [2, B, C]
+    mean, square = _group_means(moments, norm)
+    return torch.stack([mean, torch.rsqrt((square - mean.square()).clamp(min=0) + norm.eps)])
+
+
+def _wide(x):
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _group_means(values, norm):
+    """Each channel's value replaced by the mean over its group: [*, C] -> [*, C]."""
+    groups = values.unflatten(-1, (norm.num_groups, -1))
+    return groups.mean(-1, keepdim=True).expand_as(groups).flatten(-2)
+
+
+def _normalized(x, statistics, norm):
+    mean, rstd = statistics
+    factor = rstd * norm.weight
+    return torch.addcmul(_of_pixels(norm.bias - mean * factor, x), x, _of_pixels(factor, x))
+
+
+def _norm_backward(gradient, x, statistics, norm):
+    """The gradients of x and of the norm's weight and bias."""
+    mean, rstd = statistics
+    g, pixels = (_wide(values.permute(0, 2, 3, 1).flatten(1, 2)) for values in (gradient, x))  # [B, h * w, C]
+    sum_g, sum_gx = g.sum(1), (g * pixels).sum(1)  # [B, C]
+    count = pixels.shape[1]
+    mean_g, mean_gx = (_group_means(norm.weight * total, norm) / count for total in (sum_g, sum_gx))
+    slope = (mean_g * mean - mean_gx) * rstd**3
+    offset = -slope * mean - mean_g * rstd
+    d_x = torch.addcmul(_of_pixels(offset, x), x, _of_pixels(slope, x))
+    d_x = torch.addcmul(d_x, gradient, _of_pixels(rstd * norm.weight, x))
+    return d_x, ((sum_gx - sum_g * mean) * rstd).sum(0), sum_g.sum(0)
+
+
+def _of_pixels(values, x):
+    """[B, C] -> [B, C, 1, 1] in the precision of x."""
+    return values.to(x.dtype)[..., None, None]
 
 
 def _upsample(x):
@@ -188,22 +208,22 @@ class _ConvolutionThatKeepsItsInput(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, cheap, layer, norm_weight, norm_bias, weight, bias):
-        inner, mean, rstd = cheap(x)
+        inner, statistics = cheap(x)
         ctx.cheap, ctx.layer = cheap, layer
-        ctx.save_for_backward(x, mean, rstd, weight)
+        ctx.save_for_backward(x, statistics, weight)
         return _convolution(inner, layer, weight, bias)
 
     @staticmethod
     def backward(ctx, gradient):
-        with torch.autocast(gradient.device.type, enabled=False):
+        with full_precision(gradient):
             return _ConvolutionThatKeepsItsInput._gradients(ctx, gradient)
 
     @staticmethod
     def _gradients(ctx, gradient):
-        x, mean, rstd, weight = ctx.saved_tensors
+        x, statistics, weight = ctx.saved_tensors
         layer, cheap = ctx.layer, ctx.cheap
         needs_x, _, _, needs_norm, _, needs_weight, needs_bias = ctx.needs_input_grad
-        outputs = cheap.again(x, mean, rstd)
+        outputs = cheap.outputs(x, statistics)
         d_inner, d_weight, d_bias = aten.convolution_backward(
             gradient,
             outputs[-1],
@@ -212,9 +232,8 @@ class _ConvolutionThatKeepsItsInput(torch.autograd.Function):
             *(layer.stride, layer.padding, layer.dilation, False, (0, 0), layer.groups),
             (needs_x or needs_norm, needs_weight, needs_bias),
         )
-        d_x = d_norm_weight = d_norm_bias = None
-        if d_inner is not None:
-            needed = needs_x, needs_norm, needs_norm
-            d_x, d_norm_weight, d_norm_bias = cheap.backward(d_inner, x, mean, rstd, outputs, needed)
-        gradients = [d if d is None else d.to(weight.dtype) for d in (d_norm_weight, d_norm_bias, d_weight, d_bias)]
-        return d_x, None, None, *gradients
+        d_weight, d_bias = (d if d is None else d.to(weight.dtype) for d in (d_weight, d_bias))
+        if d_inner is None:
+            return *[None] * 5, d_weight, d_bias
+        d_x, d_norm_weight, d_norm_bias = cheap.backward(d_inner, x, statistics, outputs)
+        return d_x, None, None, d_norm_weight, d_norm_bias, d_weight, d_bias
