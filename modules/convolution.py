@@ -18,15 +18,33 @@ aten = torch.ops.aten
 PIXELS_AT_ONCE = 2**16  # of a CPU: so that what is between two layers is in its caches
 
 
+class ReplicatePad(nn.ReplicationPad2d):
+    """Replicate padding of one width on all sides, also for compilers: what torch tells them of its gradient's layout is
+    not so (PyTorch 2.14)."""
+
+    def forward(self, x):
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        pad = self.padding[0]
+        for dim in (2, 3):
+            first, last = x.narrow(dim, 0, 1), x.narrow(dim, x.shape[dim] - 1, 1)
+            x = torch.cat([*pad * [first], x, *pad * [last]], dim)
+        return x
+
+
 def run_layers(x, *modules):
     """What `modules`, containers of layers, make of x [B, C, h, w], one after the other."""
     device = x.device.type
+    if torch.compiler.is_compiling():  # a compiler decides by itself on layouts and what to keep
+        for module in modules:
+            x = module(x)
+        return x
     layers = [layer for module in modules for layer in _layers(module)]
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device))
     x = x.contiguous(memory_format=torch.channels_last)
     with torch.autocast(device, enabled=False):
-        if device != "cpu" or torch.compiler.is_compiling():
+        if device != "cpu":
             return _run(layers, x)
         pixels = x.shape[-2] * x.shape[-1] * 4 ** sum(isinstance(layer, nn.Upsample) for layer in layers)
         return torch.cat([_run(layers, part) for part in x.split(max(1, PIXELS_AT_ONCE // pixels))])
@@ -182,7 +200,7 @@ def _interleave(x):
 
 
 def _keeping_x(x, cheap, convolution, weight, bias):
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # a compiler decides by itself what to keep
+    if not torch.is_grad_enabled():
         return _convolution(cheap(x)[0], convolution, weight, bias)
     return _ConvolutionThatKeepsItsInput.apply(x, cheap, convolution, *cheap.parameters, weight, bias)
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from modules.compositing import draw_glimpses
-from modules.convolution import run_layers
+from modules.convolution import ReplicatePad, run_layers
 from modules.particles import BetaParams, Gaussian, Particles, Posterior
 from modules.spatial import compose, cut_glimpses, generate_correlation_maps, paste_glimpses, square_mask
 
@@ -113,7 +113,7 @@ def padded_conv(cin, cout, kernel, stride, pad_mode):
     pad = kernel // 2
     if pad_mode == "zeros":
         return [nn.Conv2d(cin, cout, kernel, stride, padding=pad, bias=False)]
-    return [nn.ReplicationPad2d(pad), nn.Conv2d(cin, cout, kernel, stride, bias=False)]
+    return [ReplicatePad(pad), nn.Conv2d(cin, cout, kernel, stride, bias=False)]
 
 
 class ResBlock(nn.Module):
