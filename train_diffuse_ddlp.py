@@ -34,7 +34,6 @@ def main(arguments=None):
         statistics = task.diffuse_ddlp.normalization, task.identity
         run = DiffusionRun.create(config, ddlp_config, accelerator, weights, *statistics)
     loop.fit(run)
-    accelerator.end_training()
 
 
 def configuration(args, overrides):

@@ -2,7 +2,7 @@
 
 Between two convolutions lie cheap layers: GroupNorm, ReLU, upsampling and padding. For the backward pass `run_layers`
 keeps what each convolution gives, and computes the cheap layers again, where autograd would keep the output of every
-layer, three to six times as much. No convolution is computed twice.
+layer, two to four times as much. No convolution is computed twice.
 
 Channels lie side by side in memory (channels last) from the first layer to the last, the layout in which convolutions
 and upsampling work fastest. Under autocast all layers run in its precision.
@@ -21,15 +21,33 @@ aten = torch.ops.aten
 PIXELS_AT_ONCE = 2**16  # of a CPU: so that what is between two layers is in its caches
 
 
+class ReplicatePad(nn.ReplicationPad2d):
+    """Replicate padding of one width on all sides, also for compilers: what torch tells them of its gradient's layout
+    is not so (PyTorch 2.14)."""
+
+    def forward(self, x):
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        pad = self.padding[0]
+        for dim in (2, 3):
+            first, last = x.narrow(dim, 0, 1), x.narrow(dim, x.shape[dim] - 1, 1)
+            x = torch.cat([*pad * [first], x, *pad * [last]], dim)
+        return x
+
+
 def run_layers(x, *modules):
     """What `modules`, containers of layers, make of x [B, C, h, w], one after the other."""
+    if torch.compiler.is_compiling():  # a compiler decides by itself on layouts and what to keep
+        for module in modules:
+            x = module(x)
+        return x
     device = "cpu" if x.device.type == "meta" else x.device.type  # of whose autocast is asked
     layers = [layer for module in modules for layer in _layers(module)]
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device))
     x = x.contiguous(memory_format=torch.channels_last)
     with torch.autocast(device, enabled=False):
-        if device != "cpu" or torch.compiler.is_compiling():
+        if device != "cpu":
             return _run(layers, x)
         pixels = x.shape[-2] * x.shape[-1] * 4 ** sum(isinstance(layer, nn.Upsample) for layer in layers)
         return torch.cat([_run(layers, part) for part in x.split(max(1, PIXELS_AT_ONCE // pixels))])
@@ -120,7 +138,8 @@ def _statistics(x, norm):
 
 
 def _wide(x):
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    """x in float32, or in float64 if it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _group_means(values, norm):
@@ -174,15 +193,16 @@ def _phase_weights(weight):
 
     Upsampling makes two points of each, 3/4 of it and 1/4 of either neighbour; what replicate padding adds fits in.
     """
-    points = _phase_points(weight.dtype, weight.device)
+    points = _upsampling(weight.device, weight.dtype)
     return torch.einsum("ajk,blm,ockm->abocjl", points, points, weight).flatten(0, 2)
 
 
-@functools.cache  # made once: copying numbers to a GPU would stop a step
-def _phase_points(dtype, device):
-    """What each tap has of each point, for the first and the second pixel: [2, point, tap]."""
-    first, second = [[3, 1, 0], [1, 3, 3], [0, 0, 1]], [[1, 0, 0], [3, 3, 1], [0, 1, 3]]
-    return torch.tensor([first, second], dtype=dtype, device=device) / 4
+@functools.cache  # so that a step copies nothing to the device
+@torch.inference_mode(False)  # so that training can use what sampling made
+def _upsampling(device, dtype):
+    """How much of a pixel and its neighbours [3] each tap of a kernel [3] sees at the pixel's two points: [2, 3, 3]."""
+    left, right = [[3, 1, 0], [1, 3, 3], [0, 0, 1]], [[1, 0, 0], [3, 3, 1], [0, 1, 3]]  # in quarters
+    return torch.tensor([left, right], device=device, dtype=dtype) / 4
 
 
 def _interleave(x):
@@ -193,7 +213,7 @@ def _interleave(x):
 
 
 def _keeping_x(x, cheap, convolution, weight, bias):
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # a compiler decides by itself what to keep
+    if not torch.is_grad_enabled():
         return _convolution(cheap(x)[0], convolution, weight, bias)
     return _ConvolutionThatKeepsItsInput.apply(x, cheap, convolution, *cheap.parameters, weight, bias)
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from modules.compositing import draw_glimpses
-from modules.convolution import run_layers
+from modules.convolution import ReplicatePad, run_layers
 from modules.particles import BetaParams, Gaussian, Particles, Posterior
 from modules.spatial import (
     compose,
@@ -76,7 +76,7 @@ def padded_conv(cin, cout, kernel, stride, pad_mode):
     pad = kernel // 2
     if pad_mode == "zeros":
         return [nn.Conv2d(cin, cout, kernel, stride, padding=pad, bias=False)]
-    return [nn.ReplicationPad2d(pad), nn.Conv2d(cin, cout, kernel, stride, bias=False)]
+    return [ReplicatePad(pad), nn.Conv2d(cin, cout, kernel, stride, bias=False)]
 
 
 class ResBlock(nn.Module):
@@ -89,16 +89,16 @@ class ResBlock(nn.Module):
         self.bn1 = group_norm(cout)
         self.conv2 = nn.Sequential(*second) if len(second) > 1 else second[0]
         self.bn2 = group_norm(cout)
+        self.relu = nn.ReLU(inplace=True)
         changes_shape = stride != 1 or cin != cout
         self.stride = stride
         self.downsample = nn.Conv2d(cin, cout, 1, bias=False) if changes_shape else nn.Identity()
 
     def forward(self, x):
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = run_layers(x, self.conv1, self.bn1, self.relu, self.conv2, self.bn2)
         # Strided here and not in the convolution: oneDNN's backward pass of a strided 1x1 convolution, channels last,
         # writes outside its memory (seen with PyTorch 2.14).
-        x = x[..., :: self.stride, :: self.stride].contiguous(memory_format=torch.channels_last)
-        return F.relu(self.bn2(self.conv2(out)) + self.downsample(x))
+        return F.relu(out + run_layers(x[..., :: self.stride, :: self.stride], self.downsample))
 
 
 class ConvBlock(nn.Module):

@@ -378,7 +378,6 @@ def train(task_class, config, run_path=None):
             checkpoints.load_weights(loop.bare_model, config.pretrained_path)
         run = Run.create(config, task.kind, accelerator)
     loop.fit(run)
-    accelerator.end_training()
     return loop.bare_model.eval()
 
 

@@ -1,5 +1,6 @@
 """Which device, how many processes and which precision: decided here alone."""
 
+import atexit
 import os
 
 import torch
@@ -33,7 +34,9 @@ def make_accelerator(device, unused_parameters=False):
         torch.cuda.set_device(device)
     unused = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
     # Where there is no CUDA the CPU is meant, not an accelerator of another make.
-    return Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
+    accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
+    atexit.register(accelerator.end_training)  # not before: one process may train several times
+    return accelerator
 
 
 def add_device_arguments(parser):

@@ -225,7 +225,8 @@ class VGGDistance(nn.Module):
         for index, layer in enumerate(self.features):
             I1, I2 = layer(I1), layer(I2)
             if index in self.layers:
-                distance = distance + accumulate((I1 - I2).square())
+                difference = I1 - I2  # under autocast in half precision, in which sums would be rough
+                distance = distance + accumulate(difference.to(torch.promote_types(I1.dtype, torch.float32)).square())
         return distance
 
     def _check_size(self, images):
