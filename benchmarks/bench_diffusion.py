@@ -30,12 +30,12 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets.get_dataset import get_video_dataset
+from modules.particles import VISIBLE
 from rundir.diffusion_run import DiffusionRun
 from utils.errors import UserError, run_command
 from utils.files import atomic_write, make_folder, write_json
 from utils.legal import illegal
 
-VISIBLE = 0.5
 BATCH = 50  # clips encoded or drawn at a time
 ATTRIBUTES = ("position", "motion", "scale", "depth", "transparency", "appearance", "background")
 SAMPLERS = ("ddpm", "ddim:10", "ddim:25", "ddim:50", "dpm++:10", "dpm++:20", "dpm++:25", "dpm++:50")

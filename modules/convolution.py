@@ -46,7 +46,7 @@ def run_layers(x, *modules):
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device))
     x = x.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device, enabled=False):
+    with full_precision(x):
         if device != "cpu":
             return _run(layers, x)
         pixels = x.shape[-2] * x.shape[-1] * 4 ** sum(isinstance(layer, nn.Upsample) for layer in layers)

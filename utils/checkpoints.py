@@ -46,7 +46,8 @@ def insert_weights(model, weights, path):
     if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):
         raise UserError(f"{path}: not a file of weights (a state dict of tensors)")
     expected = model.state_dict()
-    optional = {name for name in (*expected, *weights) if name.rpartition(".")[2] in optional_entries(model)}
+    endings = optional_entries(model)
+    optional = {name for name in (*expected, *weights) if name.rpartition(".")[2] in endings}
     problems = [f"lacks {name}" for name in expected if name not in weights and name not in optional]
     problems += [f"has {name}, unknown here" for name in weights if name not in expected and name not in optional]
     problems += [

@@ -53,11 +53,11 @@ def device_of(args):
 def check_device(device):
     """The device to use for "cpu", "cuda" or "cuda:N": the CPU where there is no GPU; `UserError` for another name, or
     a GPU that is not there."""
-    check("--device", device, DEVICE.text, DEVICE.test(device))
+    check("device", device, DEVICE.text, DEVICE.test(device))
     if device == "cpu" or not torch.cuda.is_available():
         return "cpu"
     count = torch.cuda.device_count()
-    check("--device", device, f"cuda:0 to cuda:{count - 1}, cuda or cpu", int(device.partition(":")[2] or 0) < count)
+    check("device", device, f"cuda:0 to cuda:{count - 1}, cuda or cpu", int(device.partition(":")[2] or 0) < count)
     return device
 
 
