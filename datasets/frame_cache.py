@@ -1,9 +1,12 @@
 """Decoded frames that are kept on disk, mapped into memory and shared by all workers and processes.
 
 All frames of a `FrameSource` lie in one .npy, uint8 [frames, S, S, 3], in `.cache` in the data set's folder, or, where
-that cannot be written to, in a folder of `$XDG_CACHE_HOME/ddlp` (`~/.cache/ddlp`). The file's name ends in the source's
-fingerprint: a file of that name is whole and holds these frames. When the frames change, so does the fingerprint, and
-the old file is deleted. The files can be deleted at any time.
+that cannot be written to or has no file locks, in a folder of `$XDG_CACHE_HOME/ddlp` (`~/.cache/ddlp`). The file's
+name ends in the source's fingerprint: a file of that name is whole and holds these frames. When the frames change, so
+does the fingerprint, and the old file is deleted. The files can be deleted at any time.
+
+One process decodes, the others wait for its lock. Where there are no locks, or only such as other machines do not see,
+several may decode; each writes under a name of its own, and the first to end puts its file in place.
 """
 
 import glob
@@ -13,7 +16,7 @@ import shutil
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.files import atomic_write, available_cores, file_lock
+from utils.files import atomic_write, available_cores, file_lock, remove_abandoned
 
 _VERSION = 1  # of how frames are decoded and kept; another number makes every file anew
 _BLOCK = 100  # frames that are decoded at a time
@@ -111,17 +114,14 @@ def load_or_build(root, name, file_name, load, write, waiting, words=_FRAMES):
     """
     folders = _folders(Path(root))
     for folder in folders:
+        remove_abandoned(folder, glob.escape(Path(file_name).stem), Path(file_name).suffix)
         found = load(folder / file_name)
         if found is not None:
             return found
-    folder = _writable(folders, name, words)
-    path = folder / file_name
-    try:
-        with file_lock(_lock(folder, name), waiting):
-            if load(path) is None:
-                write(path)
-    except OSError as error:
-        raise _cannot_keep([f"{folder} ({error.strerror})"], words) from error
+    with _own_folder(folders, name, waiting, words) as folder:
+        path = folder / file_name
+        if load(path) is None:
+            write(path)
     found = load(path)
     if found is None:
         raise UserError(f"{path}: has been deleted or replaced in the meantime; start again")
@@ -143,34 +143,35 @@ def _folders(root):
     return folders
 
 
-@contextmanager
 def folder_lock(root, name, waiting):
-    """Yield the cache folder of the data set at `root`, made if need be, and hold the lock `name` in it. A process that
-    has to wait for the lock prints the line `waiting` first. Raises UserError where no folder can be written to."""
-    folder = _writable(_folders(root), name, _FRAMES)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(file_lock(_lock(folder, name), waiting))
-        except OSError as error:
-            raise _cannot_keep([f"{folder} ({error.strerror})"], _FRAMES) from error
-        yield folder
+    """A context with the cache folder of the data set at `root`, made if need be, in which the lock `name` is held. A
+    process that has to wait for the lock prints the line `waiting` first. Raises UserError where no folder can be
+    written to."""
+    return _own_folder(_folders(root), name, waiting, _FRAMES)
 
 
-def _lock(folder, name):
-    return folder / f"{name}.lock"
-
-
-def _writable(folders, name, words):
-    """The first folder that can be written to, made if need be."""
-    reasons = []
+@contextmanager
+def _own_folder(folders, name, waiting, words):
+    """Yield the first of the folders that can be written to and has locks, made if need be, and hold the lock `name` in
+    it. Where none has locks, the first that can be written to, without."""
+    writable, reasons = [], []
     for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with open(_lock(folder, name), "a"):
-                return folder
-        except OSError as error:
-            reasons.append(f"{folder} ({error.strerror})")
-    raise _cannot_keep(reasons, words)
+        lock = folder / f"{name}.lock"
+        with ExitStack() as stack:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                lock.touch()
+                writable.append(folder)
+                stack.enter_context(file_lock(lock, waiting))
+            except OSError as error:
+                reasons.append(f"{folder} ({error.strerror})")
+                continue
+            yield folder
+            return
+    if not writable:
+        raise _cannot_keep(reasons, words)
+    print(f"no file locks in {' or '.join(reasons)}: other processes may do the same work meanwhile", file=sys.stderr)
+    yield writable[0]
 
 
 def _cannot_keep(reasons, words):
@@ -196,8 +197,9 @@ def _load_whole(path, source):
 def _write(path, name, source):
     """Decode all frames of `source` into the file at `path`, in place of all others of that `name`."""
     any_of_it = f"{glob.escape(name)}_{'?' * 16}"
-    for pattern in (f"{any_of_it}.npy", f".{any_of_it}.part.npy"):
-        for old in path.parent.glob(pattern):
+    remove_abandoned(path.parent, any_of_it, ".npy")
+    for old in path.parent.glob(f"{any_of_it}.npy"):
+        with suppress(OSError):  # another process deletes it, or it may not be deleted: it is left
             old.unlink()
     shape = (sum(source.lengths), source.image_size, source.image_size, 3)
     write_blocks(path, "|u1", shape, _blocks(source), doing="decoding", place=source.place, unit="frame")
@@ -218,7 +220,7 @@ def write_blocks(path, descr, shape, blocks, doing, place, unit, words=_FRAMES):
         )
     print(f"{doing} {place} once, into {path} ({size / 1e9:.2f} GB)", file=sys.stderr)
     bar = tqdm(total=shape[0], unit=unit)
-    with atomic_write(path) as part, open(part, "wb") as file, closing(blocks), bar:
+    with atomic_write(path, replace=False) as part, open(part, "wb") as file, closing(blocks), bar:
         np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
         for block in blocks:
             file.write(block)

@@ -3,9 +3,9 @@
     python datasets/phyre_preparation.py --out data/phyre
 
 PHYRE installs on Python 3.6 to 3.9 only. This file therefore runs by itself, in an environment that has nothing but
-PHYRE and tqdm; it may be copied to where that is:
+PHYRE, tqdm and filelock; it may be copied to where that is:
 
-    conda create -n phyre python=3.8 && conda activate phyre && pip install phyre tqdm
+    conda create -n phyre python=3.8 && conda activate phyre && pip install phyre tqdm filelock
 
 The tasks are those of one fold of one of PHYRE's evaluation setups, without some templates; its train, dev and test
 tasks become train, valid and test. An episode shows the first action in PHYRE's cache of 100 000 actions that solves
@@ -23,7 +23,6 @@ the same command, started again, goes on with the episodes that are missing.
 """
 
 import argparse
-import fcntl
 import json
 import os
 import shutil
@@ -36,7 +35,7 @@ from pathlib import Path
 
 SPLITS = ("train", "valid", "test")
 IMAGE_SIZE = 128
-INSTALL = "conda create -n phyre python=3.8 && conda activate phyre && pip install phyre tqdm"
+INSTALL = "conda create -n phyre python=3.8 && conda activate phyre && pip install phyre tqdm filelock"
 
 
 class UserError(ValueError):
@@ -55,8 +54,9 @@ class Interrupted(UserError):
 
 
 def import_packages():
-    """The modules phyre, PIL.Image and tqdm; UserError that says how to install them."""
+    """The modules filelock, phyre and PIL.Image, and tqdm's bar; UserError that says how to install them."""
     try:
+        import filelock
         import phyre
         import PIL.Image
         import tqdm
@@ -65,7 +65,7 @@ def import_packages():
             f"PHYRE cannot be used in this Python {sys.version_info[0]}.{sys.version_info[1]}: {error}; it installs on"
             f" Python 3.6 to 3.9 only: {INSTALL}; then start the same command again, there"
         ) from error
-    return phyre, PIL.Image, tqdm.tqdm
+    return filelock, phyre, PIL.Image, tqdm.tqdm
 
 
 def choose_tasks(phyre, options, num_tasks=None):
@@ -233,26 +233,29 @@ def check_options(out, options):
 
 
 @contextmanager
-def working_folder(out, options):
+def working_folder(filelock, out, options):
     """Make `out` and, while in use, a folder in it for what is not yet whole, which one process at a time has; yields
     the latter. Raises UserError where nothing can be written, or another process is at it."""
     folder = out / ".making"
     with reporting_unwritable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "lock").touch()
-    with open(str(folder / "lock"), "r+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{out}: another process is making this data set; let it end first") from error
-        try:
-            with reporting_unwritable(out):
-                part = folder / "preparation.json"
-                part.write_text(json.dumps(options) + "\n")
-                part.replace(out / part.name)
-            yield folder
-        finally:
-            shutil.rmtree(str(folder))
+    lock = filelock.FileLock(str(folder / "lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise UserError(f"{out}: another process is making this data set; let it end first") from error
+    except OSError as error:
+        print(f"{out}: no file locks here ({error.strerror}); let no other process make this data set", file=sys.stderr)
+    try:
+        with reporting_unwritable(out):
+            part = folder / "preparation.json"
+            part.write_text(json.dumps(options) + "\n")
+            part.replace(out / part.name)
+        yield folder
+    finally:
+        lock.release()
+        shutil.rmtree(str(folder))
 
 
 def parse_arguments(arguments):
@@ -285,7 +288,7 @@ def check_arguments(args):
 def prepare(args):
     """Make all episodes that are missing; prints how many tasks have none."""
     check_arguments(args)
-    phyre, image, tqdm = import_packages()
+    filelock, phyre, image, tqdm = import_packages()
     options = {name: getattr(args, name) for name in ("setup", "fold", "stride")}
     options["skip_templates"] = sorted(set(args.skip_templates))
     tasks = choose_tasks(phyre, options, args.num_tasks)
@@ -295,7 +298,7 @@ def prepare(args):
     tier = phyre.eval_setup_to_action_tier(args.setup)
     cache = load_cache(phyre, tier)
     total = sum(map(len, tasks.values()))
-    with working_folder(args.out, options) as working, tqdm(desc="PHYRE", total=total, unit="task") as bar:
+    with working_folder(filelock, args.out, options) as working, tqdm(desc="PHYRE", total=total, unit="task") as bar:
         write = partial(write_episode, working, phyre.observations_to_uint8_rgb, image)
         unsolved = {}
         for split in SPLITS:

@@ -1,15 +1,17 @@
 """What the scripts that make data sets share: checked arguments, room on the disk, folders that are never half-made,
 and worker processes."""
 
-import fcntl
 import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from utils.errors import UserError
 
@@ -49,12 +51,19 @@ def working_folder(folder):
     with unwritable_as_user_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "lock").touch()
-    with open(folder / "lock", "r+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{folder.parent}: another process is making this data set; let it end first") from error
+    lock = FileLock(folder / "lock", fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{folder.parent}: another process is making this data set; let it end first") from error
+    except OSError as error:
+        print(
+            f"{folder}: no file locks here ({error.strerror}); let no other process make this data set", file=sys.stderr
+        )
+    try:
         yield folder
+    finally:
+        lock.release()
 
 
 @contextmanager

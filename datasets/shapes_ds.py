@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import warnings
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from torch.utils.data import Dataset, TensorDataset
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.files import atomic_write, available_cores, file_lock
+from utils.files import atomic_write, available_cores, file_lock, remove_abandoned
 from utils.legal import check_choice, illegal
 
 DEFAULT_ROOT = "./data/shapes"
@@ -205,6 +205,7 @@ class ShapesDataset(Dataset):
     def _open(self):
         """Map the files into memory, drawn first where they are missing."""
         folder = self._images_path.parent
+        remove_abandoned(folder, self._images_path.stem, self._images_path.suffix)
         try:
             if not self._images_path.exists():
                 folder.mkdir(parents=True, exist_ok=True)
@@ -217,8 +218,10 @@ class ShapesDataset(Dataset):
         self._check_content()
 
     def _draw_once(self):
-        """Draw the files unless another process does so first."""
-        with file_lock(self._images_path.with_suffix(".lock")):
+        """Draw the files unless another process does so first; where there are no locks, several may draw the same."""
+        with ExitStack() as stack:
+            with suppress(OSError):
+                stack.enter_context(file_lock(self._images_path.with_suffix(".lock")))
             if not self._images_path.exists():
                 self._draw()
 
@@ -228,7 +231,7 @@ class ShapesDataset(Dataset):
         header = {"descr": "|u1", "fortran_order": False, "shape": (self._num_images, side, side, 3)}
         shapes = []
         records = draw_shapes(self._drawing, self._num_images)
-        with atomic_write(self._images_path) as part, open(part, "wb") as file, closing(records):
+        with atomic_write(self._images_path, replace=False) as part, open(part, "wb") as file, closing(records):
             np.lib.format.write_array_header_1_0(file, header)
             for record in tqdm(records, f"drawing {self._images_path.name}", self._num_images, unit="image"):
                 file.write(record["image"].tobytes())

@@ -2,7 +2,6 @@
 
 import ast
 import errno
-import fcntl
 import json
 import math
 import os
@@ -24,6 +23,7 @@ from PIL import Image
 
 from datasets import clevrer_preparation, phyre_preparation, traffic_preparation
 from utils.errors import UserError
+from utils.files import file_lock
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = {
@@ -97,8 +97,7 @@ def test_one_process_at_a_time(name, tmp_path, monkeypatch, recording, clevrer):
     }[name]
     monkeypatch.setitem(sys.modules, "phyre", stand_in())
     (tmp_path / working).mkdir()
-    with open(tmp_path / working / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with file_lock(tmp_path / working / "lock"):
         assert refusal(main, *arguments) == f"{tmp_path}: another process is making this data set; let it end first"
     main([str(argument) for argument in arguments])
     assert not (tmp_path / working).exists()
@@ -797,8 +796,8 @@ def test_phyre_not_installed(tmp_path):
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     assert done.returncode == 2 and done.stderr == (
         f"error: PHYRE cannot be used in this Python {version}: No module named 'nothing_of_this_name'; it installs on"
-        " Python 3.6 to 3.9 only: conda create -n phyre python=3.8 && conda activate phyre && pip install phyre tqdm;"
-        " then start the same command again, there\n"
+        " Python 3.6 to 3.9 only: conda create -n phyre python=3.8 && conda activate phyre && pip install phyre tqdm"
+        " filelock; then start the same command again, there\n"
     )
 
 
@@ -847,7 +846,7 @@ def test_phyre_script_is_of_old_python():
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     packages = {name.partition(".")[0] for name in imported}
-    assert packages - {"phyre", "PIL", "tqdm"} <= sys.stdlib_module_names - {"__future__", "dataclasses"}
+    assert packages - {"filelock", "phyre", "PIL", "tqdm"} <= sys.stdlib_module_names - {"__future__", "dataclasses"}
     # Python 3.6 and 3.7 do not know these.
     keywords = {node.arg for node in nodes if isinstance(node, ast.keyword)}
     assert not keywords & {"strict", "missing_ok", "cancel_futures", "capture_output", "dirs_exist_ok"}

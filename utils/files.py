@@ -1,35 +1,52 @@
 """Files that are never half-written, JSON among them, locks between processes, and how many cores there are."""
 
-import fcntl
+import glob
 import json
 import os
+import secrets
 import sys
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from utils.errors import UserError
 
+ABANDONED = 3600  # seconds after which a temporary file that nobody writes to is taken for a killed process's
+
 
 @contextmanager
-def atomic_write(path):
+def atomic_write(path, replace=True):
     """Write a file under a temporary name in the same folder, then move it into place.
 
-    Yields the temporary path, which has the same ending. Whatever happens before the move, `path` keeps what it held;
-    what a killed process left is overwritten the next time. One process at a time may write to `path`. Raises
+    Yields the temporary path, which is no other process's and has the same ending. Whatever happens before the move,
+    `path` keeps what it held; what killed processes left is deleted by whoever writes to `path` an hour later. Raises
     `UserError` where it cannot be written.
+
+    replace: whether a file that appeared at `path` in the meantime is replaced; else it is left.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    remove_abandoned(path.parent, glob.escape(path.stem), path.suffix)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file:  # Windows flushes only what may be written to
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if replace or not path.exists():
+            os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        if os.path.exists(temporary):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder, stem, suffix):
+    """Delete what processes that were killed in `atomic_write` left of files of these names; stem: a pattern."""
+    for temporary in folder.glob(f".{stem}.*.part{suffix}"):
+        with suppress(OSError):  # another process deletes or moves it, or it may not be deleted: it is left
+            if time.time() - temporary.stat().st_mtime > ABANDONED:
+                temporary.unlink()
 
 
 def make_folder(path):
@@ -46,16 +63,21 @@ def make_folder(path):
 def file_lock(path, waiting=None):
     """Wait for the lock of the file at `path` and hold it; the system frees the lock of a process that was killed.
 
-    `waiting`: a line to print on stderr first where another process holds it.
+    waiting: a line to print on stderr first where another process holds it. Raises OSError where the file cannot be
+    written to or its file system has no locks.
     """
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waiting is not None:
-                print(waiting, file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    # Not the marker files that stand in for locks elsewhere: a killed process leaves them, and all others wait.
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if waiting is not None:
+            print(waiting, file=sys.stderr)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def read_json(path):
