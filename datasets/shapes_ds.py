@@ -186,6 +186,13 @@ class ShapesDataset(Dataset):
         last."""
         return self._rows(index)[:, :4].astype(np.int64)
 
+    def circles(self, index):
+        """The middles of the `boxes` of image `index`, float32 [n, 2]: (row, column), and the radii of the circles that
+        fit into them, float32 [n]; pixels, pixel i covering [i, i + 1)."""
+        boxes = torch.from_numpy(self.boxes(index)).float()
+        first, last = boxes[:, :2], boxes[:, 2:]
+        return (first + last) / 2, (last - first).amin(-1) / 2
+
     def labels(self, index):
         """The kinds (of SHAPE_KINDS) of the shapes of image `index`, a list in the order of `boxes`."""
         return [SHAPE_KINDS[kind] for kind in self._rows(index)[:, 4]]

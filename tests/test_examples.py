@@ -1,0 +1,50 @@
+"""The examples in `assets/`: that what is written is read again, and that their truth is where their objects are."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from datasets.examples import Examples, write_example
+from utils.errors import UserError
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    written = []
+    for number, objects in (("2", 1), ("10", 3)):
+        frames = torch.randint(0, 256, (12, 3, 8, 8), generator=generator) / 255
+        positions, sizes = torch.rand(12, objects, 2), torch.rand(12, objects)
+        in_camera = torch.rand(12, objects) > 0.3
+        write_example(tmp_path / number, frames, positions, sizes, in_camera)
+        written.append((frames, positions, sizes, in_camera))
+    examples = Examples(tmp_path)
+    assert len(examples) == 2
+    for item, (frames, positions, sizes, in_camera), objects in zip(examples, written, (1, 3), strict=True):
+        assert torch.equal(item[0], frames)
+        assert torch.equal(item[1][:, :objects], positions) and torch.equal(item[2][:, :objects], sizes)
+        assert torch.equal(item[4][:, :objects] > 0, in_camera) and not item[4][:, objects:].any()
+        assert torch.equal(item[3], item[4] * torch.tensor([1, 2, 3]))
+
+
+def test_a_folder_without_examples_is_named(tmp_path):
+    with pytest.raises(UserError, match="no examples"):
+        Examples(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "count", "length"), [("shapes", 10, 1), ("balls", 10, 60)])
+def test_the_truth_is_where_the_objects_are(name, count, length):
+    """Around the true centres lies what the corner's background is not, in the colour of one object."""
+    examples = Examples(ASSETS / name)
+    assert len(examples) == count
+    for video, positions, sizes, _, in_camera in examples:
+        assert video.shape == (length, 3, 64, 64) and in_camera.any(-1).all()
+        for t in range(0, length, 20):
+            background = torch.tensor([0.0, 1.0, 1.0] if name == "shapes" else [0.0, 0.0, 0.0])
+            drawn = (video[t] - background[:, None, None]).abs()
+            for k in in_camera[t].nonzero()[:, 0]:
+                row, column = positions[t, k].long().clamp(max=63)
+                assert drawn[:, row, column].amax() > 0.1
+                assert 1 < sizes[t, k] < 10
