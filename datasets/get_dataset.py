@@ -26,8 +26,9 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 
-from torch.utils.data import DataLoader, Subset, default_collate
+from torch.utils.data import Subset, default_collate
 
+from datasets.loading import Loader
 from utils.errors import UserError
 from utils.legal import illegal
 
@@ -175,7 +176,7 @@ def shard_loader(dataset, batch_size, num_workers=0, accelerator=None, num_frame
     if accelerator is not None and accelerator.num_processes > 1:
         dataset = Subset(dataset, range(accelerator.process_index, len(dataset), accelerator.num_processes))
     collate = None if num_frames is None else partial(_collate_first_frames, num_frames)
-    return DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate)
+    return Loader(dataset, batch_size, num_workers=num_workers, collate_fn=collate)
 
 
 def _collate_first_frames(num_frames, items):

@@ -202,8 +202,12 @@ def _new_directory(runname, parent):
 
 def log_line(src_dir, line):
     """Append a line to `{src_dir}/log.txt`."""
-    with open(Path(src_dir) / "log.txt", "a") as file:
-        file.write(line.rstrip("\n") + "\n")
+    path = Path(src_dir) / "log.txt"
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line.rstrip("\n") + "\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def save_config(src_dir, hparams):

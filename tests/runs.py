@@ -29,7 +29,7 @@ SHAPES = {
     "num_epochs": 3,
     "use_correlation_heatmaps": False,
     "eval_im_metrics": False,
-    "checkpoint_freq": 3,
+    "save_every": 3,
 }
 
 

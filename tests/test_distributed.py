@@ -19,7 +19,7 @@ def launched(tmp_path_factory):
     data = make_data(folder / "data")
     for name in ("dlp", "ddlp", "diffusion"):
         (folder / name).mkdir()
-    changes = {"batch_size": 2, "num_epochs": 6, "eval_epoch_freq": 9, "checkpoint_freq": 100}
+    changes = {"batch_size": 2, "num_epochs": 6, "eval_epoch_freq": 9, "save_every": 100}
     write_json(folder / "dlp", SHAPES, root=str(folder / "shapes"), **changes)
     write_json(folder / "ddlp", SMALL, root=data, eval_epoch_freq=2, val_size=None, dyn_only_epoch=1)
     ddlp = make_run(folder, data)

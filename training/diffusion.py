@@ -6,10 +6,10 @@ from functools import cached_property, partial
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets.get_dataset import get_video_dataset
+from datasets.loading import Loader
 from datasets.particle_cache import cached_tokens, data_fingerprint
 from models import DiffuseDDLP
 from training.loop import Interval, Task
@@ -40,7 +40,7 @@ class DiffusionTask(Task):
         self.config, self.accelerator, self.run = config, accelerator, run
         self.ddlp_config, self.ddlp = ddlp_config, ddlp
         self.ema = (config.ema_decay, config.ema_update_every)
-        self.save_every = config.save_and_sample_every
+        self.save_every = config.save_every
 
     def build_model(self):
         self.diffuse_ddlp = DiffuseDDLP.from_config(self.config, self.ddlp_config, self.ddlp)
@@ -124,7 +124,7 @@ class DiffusionTask(Task):
 
     def _encode(self):
         """Yield the tokens of all clips, in order, on the CPU."""
-        loader = DataLoader(
+        loader = Loader(
             self.clips, batch_size=ENCODED_AT_ONCE, num_workers=self.config.num_workers, generator=torch.Generator()
         )
         for batch in loader:

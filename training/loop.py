@@ -7,22 +7,22 @@ on exactly as if it had not been.
 """
 
 import math
-import signal
 import time
 import warnings
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
 from accelerate.utils import gather_object, set_seed
 from ema_pytorch import EMA
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from datasets.loading import Loader
 from training.batches import RunningMeans, ShuffledBatches
 from training.graphs import GraphedSteps
+from training.interruption import Interruption, Stopped
 from utils import checkpoints
 from utils.device import autocast, check_cuda_graphs
 from utils.errors import UserError
@@ -30,6 +30,7 @@ from utils.plotting import loss_graph
 from utils.random_state import preserve_random_state, random_state, set_random_state
 
 READ_INTERVAL = 20  # iterations between two reads of the losses from the device
+AGREEMENT_SECONDS = 2  # about how often several processes ask each other whether to stop
 BEST = {"val_loss": "_best", "lpips": "_best_lpips"}  # scores whose lowest value's weights are kept, and where
 
 
@@ -127,15 +128,17 @@ class Task(ABC):
 class TrainingLoop:
     """Trains a `Task`'s model: `TrainingLoop(task, config, accelerator, resume_command).fit(run)`.
 
-    config: of it `seed`, `batch_size`, `precision` and `cuda_graphs` are read; resume_command: what a user types,
-    before the run directory, to go on with a run that was stopped. A run that goes on needs `resume(run)` before `fit`.
+    config: of it `seed`, `batch_size`, `precision`, `cuda_graphs` and `max_minutes` are read; resume_command: what a
+    user types, before the run directory, to go on with a run that was stopped. A run that goes on needs `resume(run)`
+    before `fit`.
     """
 
     def __init__(self, task, config, accelerator, resume_command):
         self.task, self.config, self.accelerator, self.resume_command = task, config, accelerator, resume_command
         self.run = None
         self.clock = None  # when the interval's first step was done, and which it was
-        self.best, self.means, self.interruption = {}, RunningMeans(), Interruption()
+        self.best, self.means, self.interruption = {}, RunningMeans(), Interruption(config.max_minutes)
+        self.agreement_interval, self.agreed = 1, time.monotonic()
         set_seed(config.seed, device_specific=True)
         model = task.build_model()
         optimizer, decay = task.make_optimizer(model)
@@ -160,23 +163,26 @@ class TrainingLoop:
     # ---------------------------------------------------------------------------------------------------- the story
 
     def fit(self, run):
-        """Train to the end, in `run`. Returns whether it got there, not stopped by a signal."""
+        """Train to the end, in `run`. Returns whether it got there, not stopped by a signal or by `max_minutes`."""
         self.run = run
         for line in (f"run directory: {run.path}", *self.task.notes):
             self._say(line)
         progress = self.progress
         if self.task.end(progress) is not None and not progress.evaluation_due:
             self._say(self.task.end(progress))
-        with self.interruption.watch():
-            while progress.evaluation_due or self.task.end(progress) is None:
-                if not progress.evaluation_due and not self._train(self.task.interval(progress)):
-                    self._say(f"stopped at {self._position()}; go on with: {self.resume_command} {run.path}")
-                    return False
-                self._finish_interval()
+        with self.interruption.watch(), self._explaining_errors():
+            try:
+                while progress.evaluation_due or self.task.end(progress) is None:
+                    if not progress.evaluation_due and not self._train(self.task.interval(progress)):
+                        raise Stopped
+                    self._finish_interval()
+            except Stopped:  # all that is needed is saved: an interval is before it is evaluated
+                self._say(f"stopped at {self._position()}; go on with: {self.resume_command} {run.path}")
+                return False
         return True
 
     def _train(self, interval):
-        """The rest of an interval. Returns False if a signal stopped it. Either way the state is saved at its end."""
+        """The rest of an interval. Returns False if it was asked to stop. Either way the state is saved at its end."""
         progress, save_every = self.progress, self.task.save_every
         loader = self._make_loader()
         self.model.train()
@@ -240,7 +246,7 @@ class TrainingLoop:
     def _evaluate(self):
         """Measure, draw and keep the best weights; training's random state is left as it was."""
         model = (self.bare_model if self.ema is None else self.ema.ema_model).eval()
-        with torch.no_grad(), preserve_random_state():
+        with torch.no_grad(), preserve_random_state(), self.interruption.raising():
             set_seed(self.config.seed)
             scores = self.task.evaluate(model, self.progress, self.run)
         for score, suffix in BEST.items():
@@ -311,7 +317,7 @@ class TrainingLoop:
 
     def _make_loader(self):
         train_set, num_workers = self.task.train_set(self.progress)
-        return DataLoader(
+        return Loader(
             train_set,
             batch_sampler=self.batches,
             num_workers=num_workers,
@@ -356,13 +362,18 @@ class TrainingLoop:
         return {"steps_per_second": (self.progress.iteration - first) / (time.perf_counter() - start)}
 
     def _stop_requested(self):
-        """Whether any process was asked to stop; all processes agree, which they only ask each other now and then."""
+        """Whether any process was asked to stop; all agree, but ask each other only every few seconds."""
+        requested = self.interruption.requested
         if self.accelerator.num_processes == 1:
-            return self.interruption.requested
-        if self.progress.iteration % READ_INTERVAL:
+            return requested
+        if self.progress.iteration % self.agreement_interval:
             return False
-        requested = torch.tensor(float(self.interruption.requested), device=self.accelerator.device)
-        return self.accelerator.reduce(requested, reduction="sum").item() > 0
+        seconds = (time.monotonic() - self.agreed) / self.agreement_interval
+        asked = torch.tensor([float(requested), seconds], device=self.accelerator.device)
+        requests, seconds = self.accelerator.reduce(asked, reduction="mean").tolist()
+        affordable = [steps for steps in divisors(READ_INTERVAL) if steps * seconds <= AGREEMENT_SECONDS]
+        self.agreement_interval, self.agreed = max(affordable, default=1), time.monotonic()
+        return requests > 0
 
     def _say(self, line):
         """To log.txt and to the terminal."""
@@ -373,31 +384,25 @@ class TrainingLoop:
     def _position(self):
         return f"epoch {self.progress.epoch}, iteration {self.progress.iteration}"
 
+    @contextmanager
+    def _explaining_errors(self):
+        """What ends training says how to go on, on the terminal and in log.txt."""
+        try:
+            try:
+                yield
+            except torch.OutOfMemoryError as error:
+                raise UserError("the GPU's memory is full; legal: a smaller batch_size, precision bfloat16") from error
+        except UserError as error:
+            text = str(error) if isinstance(error, TrainingError) else f"{error}; {self._last_good()}"
+            with suppress(UserError):  # the log cannot be written to either, perhaps for the same reason
+                self.run.log(f"error: {text}")
+            raise TrainingError(text) from error
+
     def _last_good(self):
         if not self.run.state_path.is_file():
             return "no checkpoint was saved before"
         return f"the last good checkpoint is kept; go on from it with: {self.resume_command} {self.run.path}"
 
 
-class Interruption:
-    """Notes SIGINT and SIGTERM so that the loop can save first; a second signal ends the process at once."""
-
-    def __init__(self):
-        self.requested = False
-
-    @contextmanager
-    def watch(self):
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def note(number, frame):
-            self.requested = True
-            for each, handler in previous.items():
-                signal.signal(each, handler)
-
-        for number in previous:
-            signal.signal(number, note)
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+def divisors(number):
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

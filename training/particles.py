@@ -4,11 +4,11 @@ from abc import abstractmethod
 from functools import cached_property
 
 import torch
-from torch.utils.data import DataLoader
 
 from configs.schema import Config, overrides_from
 from datasets.episodes import scaled
 from datasets.get_dataset import first_frames, image_dataset, video_dataset
+from datasets.loading import Loader
 from datasets.particle_cache import cached_tokens, data_fingerprint
 from eval.eval_gen_metrics import measure_predictions, measure_reconstructions, report, summarise
 from eval.eval_model import animate_predictions, draw_ddlp, draw_dlp, mean_elbo
@@ -73,7 +73,7 @@ class ParticleTask(Task):
 
     def __init__(self, config, accelerator):
         self.config, self.accelerator = config, accelerator
-        self.save_every = config.checkpoint_freq
+        self.save_every = config.save_every
         metrics = config.metrics if config.eval_im_metrics else ()
         recon_loss_func = None
         if config.recon_loss_type == "vgg":
@@ -294,7 +294,7 @@ class DDLPTask(ParticleTask):
     def _encode(self):
         """Yield the posteriors of all training clips, packed, in order, on the CPU; always the same."""
         config = self.config
-        loader = DataLoader(
+        loader = Loader(
             self.training_items, ENCODED_AT_ONCE, num_workers=config.num_workers, generator=torch.Generator()
         )
         with torch.no_grad(), preserve_random_state():
