@@ -3,7 +3,7 @@
 from pathlib import Path
 
 
-def open_run(path):
+def find_run(path):
     """The run in `path`: a `Run` or a `DiffusionRun`. Raises `UserError` where there is none."""
     from rundir.diffusion_run import DiffusionRun
     from rundir.run import Run
@@ -17,4 +17,4 @@ def load_model(path, device="cpu"):
 
     path: any run directory, released folder or DiffuseDDLP directory. Raises `UserError` where there is no model.
     """
-    return open_run(path).load_model(device=device)
+    return find_run(path).load_model(device=device)

@@ -1,4 +1,4 @@
-"""What the commands that predict videos with a trained DDLP have in common: their arguments, and what these name."""
+"""What the commands that use a trained model have in common: their arguments, and what these name."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from accelerate.utils import set_seed
 
 from configs.schema import CONFIG_DIR, Config
 from models import DiffuseDDLP, ParticleModel
-from rundir import open_run
+from rundir import find_run
 from rundir.diffusion_run import DiffusionRun
 from rundir.run import Run
 from utils.device import add_device_arguments, device_of
@@ -31,28 +31,51 @@ class PredictionRequest:
     deterministic: bool
 
 
-def add_prediction_arguments(parser, horizon, needs_path=True):
-    """The arguments that `open_prediction` reads. horizon: the default in words; needs_path: whether -p must be
-    given."""
-    parser.add_argument(
-        "-p", "--path", metavar="RUN_DIR", required=needs_path, help="run directory, ours or a released one"
-    )
+def add_model_arguments(parser, needs_path=True):
+    """The arguments that `open_run` and `open_data` read: a run, its weights, a data set, a device. needs_path: whether
+    -p must be given."""
+    help_text = "run directory, ours or a released one"
+    parser.add_argument("-p", "--path", metavar="RUN_DIR", required=needs_path, help=help_text)
     parser.add_argument("-d", "--dataset", metavar="NAME", help="data set, a name in configs/ (default: the run's)")
     parser.add_argument("--root", metavar="PATH", help="where the data set lies (default: as in the run)")
     parser.add_argument("--no_cache", action="store_true", help="do not keep decoded frames on disk")
-    parser.add_argument(
-        "-c", "--cond_steps", type=int, default=-1, metavar="N", help="frames that the model sees (-1, default: its T)"
-    )
-    parser.add_argument("--horizon", type=int, metavar="N", help=f"frames in all (default: {horizon})")
     parser.add_argument(
         "--checkpoint", metavar="FILE", help="weights (default: best by LPIPS if there are such, or last)"
     )
     parser.add_argument("--use_last", action="store_true", help="take the last weights, not the best by LPIPS")
     parser.add_argument("--prefix", metavar="P", help="the run_prefix in the weights' names (default: the run's)")
     parser.add_argument("--use_train", action="store_true", help="take the training set, not the test set")
+    add_device_arguments(parser)
+
+
+def add_prediction_arguments(parser, horizon, needs_path=True):
+    """The arguments that `open_prediction` reads. horizon: the default in words; needs_path: whether -p must be
+    given."""
+    add_model_arguments(parser, needs_path)
+    parser.add_argument(
+        "-c", "--cond_steps", type=int, default=-1, metavar="N", help="frames that the model sees (-1, default: its T)"
+    )
+    parser.add_argument("--horizon", type=int, metavar="N", help=f"frames in all (default: {horizon})")
     parser.add_argument("--sample", action="store_true", help="sample from the dynamics instead of taking their means")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples (default: 0)")
-    add_device_arguments(parser)
+
+
+def open_run(args, kinds=("ddlp", "dlp")):
+    """The `Run` that the arguments name, or, where `kinds` has "diffuse_ddlp", the `DiffusionRun`; `UserError` for one
+    of another kind."""
+    run = find_run(args.path)
+    if run.kind not in kinds:
+        raise UserError(f"{run.path} is a run of kind {run.kind}; legal here: kind {' or '.join(kinds)}")
+    if args.prefix is not None and run.kind != "diffuse_ddlp":
+        run.config = run.config.replace("--prefix", run_prefix=args.prefix)
+    return run
+
+
+def open_data(args, run):
+    """The configuration of the run's DLPv2 or DDLP with the data set that the arguments name, and the mode: "train" or
+    "test"."""
+    config = data_config(run, args.dataset, args.root)
+    return config.replace(cache=False) if args.no_cache else config, "train" if args.use_train else "test"
 
 
 def open_prediction(args, horizon=None, kinds=("ddlp",)):
@@ -62,36 +85,32 @@ def open_prediction(args, horizon=None, kinds=("ddlp",)):
         raise UserError(f"-c/--cond_steps is {args.cond_steps}; legal: at least 1, or -1 for the model's T")
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed is {args.seed}; legal: from 0 to 2^32 - 1")
-    run = open_run(args.path)
-    if run.kind not in kinds:
-        raise UserError(f"{run.path} is a run of kind {run.kind}; this is done by one of kind {' or '.join(kinds)}")
-    if args.prefix is not None and run.kind != "diffuse_ddlp":
-        run.config = run.config.replace("--prefix", run_prefix=args.prefix)
+    run = open_run(args, kinds)
     device = device_of(args)
     cond_steps = frames_seen(run) if args.cond_steps == -1 else args.cond_steps
     if run.kind != "ddlp" and cond_steps != frames_seen(run):
         raise UserError(f"-c/--cond_steps is {cond_steps}; legal with a run of kind {run.kind}: {frames_seen(run)}")
-    if run.kind == "dlp":
-        if args.horizon not in (None, 1):
-            raise UserError(f"--horizon is {args.horizon}; legal with a run of kind dlp, which predicts nothing: 1")
-        horizon = 1
-    elif args.horizon is not None:
-        horizon = args.horizon
-    elif horizon is None:
-        horizon = particle_config(run).animation_horizon
-    if horizon <= cond_steps and run.kind != "dlp":
-        raise UserError(f"--horizon is {horizon} frames in all; legal: above the {cond_steps} frames that are seen")
-    config = data_config(run, args.dataset, args.root)
-    if args.no_cache:
-        config = config.replace(cache=False)
+    horizon = _horizon(args, run, cond_steps, horizon)
+    config, mode = open_data(args, run)
     if run.kind == "diffuse_ddlp":
         diffusion = run.load_model(device, args.checkpoint)
         model = diffusion.ddlp
     else:
         diffusion, model = None, run.load_model(args.checkpoint, args.use_last, device)
     set_seed(args.seed)
-    mode = "train" if args.use_train else "test"
     return PredictionRequest(run, model, diffusion, config, device, mode, cond_steps, horizon, not args.sample)
+
+
+def _horizon(args, run, cond_steps, default):
+    if run.kind == "dlp":
+        if args.horizon not in (None, 1):
+            raise UserError(f"--horizon is {args.horizon}; legal with a run of kind dlp, which predicts nothing: 1")
+        return 1
+    default = particle_config(run).animation_horizon if default is None else default
+    horizon = default if args.horizon is None else args.horizon
+    if horizon <= cond_steps:
+        raise UserError(f"--horizon is {horizon} frames in all; legal: above the {cond_steps} frames that are seen")
+    return horizon
 
 
 def particle_config(run):
@@ -100,7 +119,7 @@ def particle_config(run):
 
 
 def frames_seen(run):
-    """How many frames the model of a run sees, unless fewer are asked for; of a DiffuseDDLP, how many it draws
+    """How many frames the model of a run sees unless another number is asked for, or, of a DiffuseDDLP, generates
     first."""
     if run.kind == "dlp":
         return 1
