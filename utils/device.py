@@ -65,9 +65,9 @@ def check_device(device):
 def choose_kernels(tf32=True, deterministic=False, fixed_shapes=False):
     """Choose among the kernels that compute the same to rounding, for the whole process.
 
-    tf32: whether a GPU's convolutions round what they multiply to 10 bits; matrix products, of which positions are made,
-    never do. deterministic: only kernels that give the same bits in every run. fixed_shapes: whether all steps have the
-    same shapes; then cudnn tries its kernels once and takes the fastest, unless `deterministic`.
+    tf32: whether a GPU's convolutions round what they multiply to 10 bits; matrix products, which make positions, never
+    do. deterministic: only kernels that give the same bits in every run. fixed_shapes: whether all steps have the same
+    shapes; then cudnn tries its kernels once and takes the fastest, unless `deterministic`.
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = tf32
