@@ -166,7 +166,7 @@ def test_a_model_of_another_kind_is_named(tmp_path):
         checkpoints.load_weights(Other("fg_module"), tmp_path / "ddlp.pth")
 
 
-# ---------------------------------------------------------------------------------------------- what torch does not read
+# --------------------------------------------------------------------------------------------- what torch does not read
 
 
 def whole_model():

@@ -1,5 +1,6 @@
 """Weights as people have them: where they are in what a file holds, and what a file is that cannot be loaded."""
 
+import json
 import re
 import shlex
 import zipfile
@@ -152,9 +153,9 @@ def refusal(path, error):
 
     None if it was something else that failed.
     """
-    new = str(path.with_name(f"{path.stem}_weights.pth"))
+    old, new = json.dumps(str(path)), json.dumps(str(path.with_name(f"{path.stem}_weights.pth")))
     if is_plain_pickle(path):
-        command = f"import pickle, torch; torch.save(pickle.load(open({str(path)!r}, 'rb')), {new!r})"
+        command = f'import pickle, torch; torch.save(pickle.load(open({old}, "rb")), {new})'
         return _refusal("Python pickle", command)
     unsupported = re.search(
         r"(?:Unsupported global: GLOBAL|Unsupported class|Trying to instantiate class) (\S+)", str(error)
@@ -165,16 +166,16 @@ def refusal(path, error):
         kinds = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except ValueError:  # written by an old torch.save
         kinds = []
-    load = f"torch.load({str(path)!r}, weights_only=False)"
+    load = f"torch.load({old}, weights_only=False)"
     if any(kind.startswith("torch.nn.") for kind in kinds):
         others = sorted(kind for kind in kinds if not kind.startswith(("torch.", "numpy.", "collections.")))
         return _refusal(
-            f"whole model ({(others or sorted(kinds))[0]})", f"import torch; torch.save({load}.state_dict(), {new!r})"
+            f"whole model ({(others or sorted(kinds))[0]})", f"import torch; torch.save({load}.state_dict(), {new})"
         )
     kinds = sorted(kind for kind in kinds if kind != "numpy.dtype") or [unsupported[1]]
     command = (
         f"import torch; saved = {load}; "
-        f"torch.save({{k: v for k, v in saved.items() if isinstance(v, (dict, torch.Tensor))}}, {new!r})"
+        f"torch.save({{k: v for k, v in saved.items() if isinstance(v, (dict, torch.Tensor))}}, {new})"
     )
     return _refusal(" and a ".join(_in_words(kind) for kind in kinds[:3]), command)
 
@@ -185,7 +186,8 @@ def _in_words(kind):
 
 
 def _refusal(what, command):
+    article = "an" if what[0] in "aeiou" else "a"
     return (
-        f"holds a{'n' if what[0] in 'aeiou' else ''} {what}, which is not loaded for safety; if you trust where it comes from, save its weights again:"
-        f" python -c {shlex.quote(command)}"
+        f"holds {article} {what}, which is not loaded for safety; if you trust where it comes from, save its weights"
+        f" again: python -c {shlex.quote(command)}"
     )
