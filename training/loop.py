@@ -24,7 +24,7 @@ from training.batches import RunningMeans, ShuffledBatches
 from training.graphs import GraphedSteps
 from training.interruption import Interruption, Stopped
 from utils import checkpoints
-from utils.device import autocast, check_cuda_graphs
+from utils.device import autocast, check_cuda_graphs, choose_kernels, describe_device
 from utils.errors import UserError
 from utils.plotting import loss_graph
 from utils.random_state import preserve_random_state, random_state, set_random_state
@@ -128,9 +128,9 @@ class Task(ABC):
 class TrainingLoop:
     """Trains a `Task`'s model: `TrainingLoop(task, config, accelerator, resume_command).fit(run)`.
 
-    config: of it `seed`, `batch_size`, `precision`, `cuda_graphs` and `max_minutes` are read; resume_command: what a
-    user types, before the run directory, to go on with a run that was stopped. A run that goes on needs `resume(run)`
-    before `fit`.
+    config: of it `seed`, `batch_size`, `precision`, `tf32`, `deterministic`, `cuda_graphs` and `max_minutes` are read;
+    resume_command: what a user types, before the run directory, to go on with a run that was stopped. A run that goes
+    on needs `resume(run)` before `fit`.
     """
 
     def __init__(self, task, config, accelerator, resume_command):
@@ -139,6 +139,7 @@ class TrainingLoop:
         self.clock = None  # when the interval's first step was done, and which it was
         self.best, self.means, self.interruption = {}, RunningMeans(), Interruption(config.max_minutes)
         self.agreement_interval, self.agreed = 1, time.monotonic()
+        choose_kernels(config.tf32, config.deterministic, fixed_shapes=True)
         set_seed(config.seed, device_specific=True)
         model = task.build_model()
         optimizer, decay = task.make_optimizer(model)
@@ -165,7 +166,7 @@ class TrainingLoop:
     def fit(self, run):
         """Train to the end, in `run`. Returns whether it got there, not stopped by a signal or by `max_minutes`."""
         self.run = run
-        for line in (f"run directory: {run.path}", *self.task.notes):
+        for line in (f"run directory: {run.path}", describe_device(self.accelerator, self.config), *self.task.notes):
             self._say(line)
         progress = self.progress
         if self.task.end(progress) is not None and not progress.evaluation_due:
