@@ -7,6 +7,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.error
 from contextlib import ExitStack, contextmanager, nullcontext
 from unittest import mock
@@ -168,11 +169,27 @@ def kill():
 
 def exit_code(function, *arguments, **options):
     """A function's exit code in a process of its own, a copy of this one; negative for the signal that ended it."""
-    process = multiprocessing.get_context("fork").Process(target=function, args=arguments, kwargs=options)
-    process.start()
-    process.join(120)
-    assert process.exitcode is not None, "it hangs"
-    return process.exitcode
+    return run_apart(function, *arguments, **options)[0]
+
+
+def run_apart(function, *arguments, **options):
+    """Run a function in a process of its own, a copy of this one, that leads a group. Returns its exit code, negative
+    for the signal that ended it, and its output."""
+    with tempfile.TemporaryFile("w+") as output:
+
+        def redirected():
+            os.setsid()
+            for stream in (1, 2):
+                os.dup2(output.fileno(), stream)
+            sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
+            function(*arguments, **options)
+
+        process = multiprocessing.get_context("fork").Process(target=redirected)
+        process.start()
+        process.join(120)
+        assert process.exitcode is not None, "it hangs"
+        output.seek(0)
+        return process.exitcode, output.read()
 
 
 # ------------------------------------------------------------------------------------------------- several processes
