@@ -22,11 +22,11 @@ from datasets.get_dataset import first_frames, video_dataset
 from eval.eval_model import check_horizon
 from modules.particles import VISIBLE, Particles
 from rundir.prediction import add_prediction_arguments, open_prediction
-from training.loop import preserve_random_state
 from utils.animation import ANIMATION_FORMATS, Panel, ground_truth_panel, prediction_panel, save_animation, side_by_side
 from utils.errors import UserError, run_command
 from utils.files import make_folder
 from utils.plotting import enlarge, plot_keypoints_on_image_batch, save_image, zoom_factor
+from utils.random_state import preserve_random_state
 
 CANVAS = 256  # pixels: smaller frames are enlarged before numbered particles are drawn on them
 # What can be done to a particle: the names of the values, and what it does.

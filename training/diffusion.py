@@ -17,7 +17,6 @@ from utils import checkpoints
 from utils.animation import Panel, generated_panel, save_animation, side_by_side
 from utils.device import make_adam
 from utils.errors import UserError
-from utils.random_state import preserve_random_state
 
 SAMPLES = 5  # videos that are generated at a milestone
 GRID_COLUMNS = 8  # frames of each that the figure shows
@@ -34,7 +33,6 @@ class DiffusionTask(Task):
 
     bar = ("loss", "grad_norm")
     graph = ({"loss": ("loss",), "gradient norm": ("grad_norm",)}, "step")
-    max_grad_norm = 1.0
 
     def __init__(self, config, ddlp_config, ddlp, accelerator, run=None):
         self.config, self.accelerator, self.run = config, accelerator, run
@@ -51,13 +49,12 @@ class DiffusionTask(Task):
 
     def open_data(self):
         on_the_fly = self.config.encode_on_the_fly
-        with preserve_random_state():
-            self.items = self.clips if on_the_fly else self._cached_tokens()  # clips, or their tokens
-            if self.run is None:
-                blocks = self._encode() if on_the_fly else self.items.blocks(ENCODED_AT_ONCE)
-                self.diffuse_ddlp.normalization.fit(self._with_progress_bar(blocks))
-            else:
-                self.run.load_stats(self.diffuse_ddlp.normalization, self.identity)
+        self.items = self.clips if on_the_fly else self._cached_tokens()  # clips, or their tokens
+        if self.run is None:
+            blocks = self._encode() if on_the_fly else self.items.blocks(ENCODED_AT_ONCE)
+            self.diffuse_ddlp.normalization.fit(self._with_progress_bar(blocks))
+        else:
+            self.run.load_stats(self.diffuse_ddlp.normalization, self.identity)
         return len(self.items)
 
     def train_set(self, progress):

@@ -74,6 +74,7 @@ class ParticleTask(Task):
     def __init__(self, config, accelerator):
         self.config, self.accelerator = config, accelerator
         self.save_every = config.checkpoint_freq
+        self.ema = None if config.ema is None else (config.ema, 1)
         metrics = config.metrics if config.eval_im_metrics else ()
         recon_loss_func = None
         if config.recon_loss_type == "vgg":
@@ -297,7 +298,7 @@ class DDLPTask(ParticleTask):
         loader = DataLoader(
             self.training_items, ENCODED_AT_ONCE, num_workers=config.num_workers, generator=torch.Generator()
         )
-        with torch.no_grad(), preserve_random_state():
+        with torch.no_grad():
             torch.manual_seed(config.seed)
             for batch in loader:
                 clips = scaled(batch[0].to(self.accelerator.device))
@@ -378,7 +379,7 @@ def train(task_class, config, run_path=None):
             checkpoints.load_weights(loop.bare_model, config.pretrained_path)
         run = Run.create(config, task.kind, accelerator)
     loop.fit(run)
-    return loop.bare_model.eval()
+    return loop.trained_model
 
 
 def train_command(task_class, description, arguments=None):
