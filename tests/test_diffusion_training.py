@@ -18,6 +18,7 @@ from configs.schema import DiffuseConfig
 from datasets import frame_cache, particle_cache
 from datasets.get_dataset import get_video_dataset
 from models import DiffuseDDLP
+from modules.diffusion_modules import ParticleNormalization
 from rundir import load_model
 from rundir.diffusion_run import DiffusionRun
 from rundir.run import Run
@@ -186,11 +187,10 @@ def test_the_statistics_are_those_of_all_clips(trained, ddlp):
 
 def test_the_cache_holds_the_particles_of_every_clip(trained, ddlp):
     tokens, _ = plain_tokens(ddlp)
-    (array,) = (
-        np.load(path)
-        for path in (Path(ddlp.config.root) / ".cache").glob("*.npy")
-        if np.load(path).shape == tokens.shape
-    )
+    files = sorted((Path(ddlp.config.root) / ".cache").glob("*.npy"))
+    arrays = [array for array in map(np.load, files) if array.shape[1:] == tokens.shape[1:]]
+    assert [len(array) for array in arrays] == [32, CLIPS - 32]
+    array = np.concatenate(arrays)
     assert array.dtype == np.float32 and array.shape == (CLIPS, FRAMES, SMALL["n_kp_enc"] + 1, 8)
     torch.testing.assert_close(torch.from_numpy(array), tokens, atol=1e-3, rtol=1e-3)
 
@@ -253,14 +253,14 @@ def test_particles_are_encoded_once(own_data, tmp_path, encodings):
     assert sum(encodings) == CLIPS
     assert encoded_clips(tmp_path, own_data, encodings, seed=4, particle_norm="std", batch_size=5) == 0
     cache = tmp_path / "data" / ".cache"
-    (kept,) = cache.glob("*.npy")
+    kept = sorted(cache.glob("*.npy"))[0]
     first = kept.read_bytes()
     assert encoded_clips(tmp_path, own_data, encodings, diffuse_frames=3) == CLIPS + 3
     other = make_run(tmp_path / "other", own_data.config.root, seed=1, **INDEPENDENT)
     assert encoded_clips(tmp_path, other, encodings) == CLIPS
-    assert len(list(cache.glob("*.npy"))) == 3 and kept.read_bytes() == first
+    assert len(list(cache.glob("*.npy"))) == 2 * 3 and kept.read_bytes() == first
     kept.write_bytes(first[:-4])  # truncated
-    assert encoded_clips(tmp_path, own_data, encodings) == CLIPS and kept.read_bytes() == first
+    assert encoded_clips(tmp_path, own_data, encodings) == 32 and kept.read_bytes() == first
     os.utime(tmp_path / "data" / "train.hdf5", (1, 1))
     assert encoded_clips(tmp_path, own_data, encodings) == CLIPS
 
@@ -277,14 +277,14 @@ def test_particles_of_a_data_set_that_is_a_file_are_kept_beside_it(tmp_path):
     (tmp_path / "recording.npy").touch()
     tokens = torch.rand(3, 2, 4, 5)
     kept = particle_cache.cached_tokens(
-        tmp_path / "recording.npy", "traffic", {}, tokens.shape, lambda: iter(tokens.split(2))
+        tmp_path / "recording.npy", "traffic", {}, tokens.shape, lambda part: iter(tokens.split(2))
     )
-    assert kept.path.parent == tmp_path / ".cache"
+    assert [path.parent for path in kept.paths] == [tmp_path / ".cache"]
     assert all(torch.equal(kept[i][0], tokens[i]) for i in range(3))
 
 
 def test_what_is_kept_is_whole(own_data, tmp_path, monkeypatch):
-    def encode(task):
+    def encode(task, which):
         yield torch.zeros(8, FRAMES, 5, 8)
         raise KeyboardInterrupt
 
@@ -303,14 +303,34 @@ def test_room_on_the_disk_is_checked_first(own_data, tmp_path, monkeypatch, enco
     assert encodings == []
 
 
-def test_the_random_state_is_not_touched_by_encoding(own_data, tmp_path, monkeypatch):
-    encode = DiffuseDDLP.encode
-    monkeypatch.setattr(DiffuseDDLP, "encode", lambda *arguments: torch.rand(3) is None or encode(*arguments))
-    states = []
-    for _ in range(2):  # with encoding and without
-        new_loop(tmp_path, own_data)
-        states.append(torch.get_rng_state())
-    assert torch.equal(*states)
+def test_of_several_processes_each_begins_with_another_file(tmp_path):
+    tokens, made = torch.rand(100, 2, 3, 4), []
+
+    def encode(which):
+        made.append(which)
+        yield tokens[which.start : which.stop]
+
+    # One of two processes alone: it begins in the middle, and does the other's share too, which is not done.
+    one = particle_cache.cached_tokens(tmp_path, "toy", {}, tokens.shape, encode, 1, 2)
+    assert made == [range(64, 96), range(96, 100), range(32), range(32, 64)]
+    other = particle_cache.cached_tokens(tmp_path, "toy", {}, tokens.shape, encode, 0, 2)
+    assert len(made) == 4 and len(one) == len(other) == 100
+    assert all(torch.equal(each[i][0], tokens[i]) for i in range(100) for each in (one, other))
+    assert torch.equal(torch.cat(list(one.blocks())), tokens) and max(map(len, one.blocks())) == 32
+    with pytest.raises(IndexError):
+        one[100]
+
+
+def test_statistics_that_processes_share_are_those_of_all():
+    shares = [torch.randn(n, 2, 3, 8, generator=torch.Generator().manual_seed(n)) for n in (5, 2)]
+    whole, merged = (ParticleNormalization(2, 2) for _ in range(2))
+    whole.fit(shares)
+    parts = []
+    for share in (shares[:1], [], shares[1:]):  # the second process has none
+        ParticleNormalization(2, 2).fit(share, lambda mine: parts.append(mine) or [mine, *parts[:1]])
+    merged.fit(shares[:1], lambda mine: parts)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(merged.state_dict()[name], value)
 
 
 def test_the_weights_hash_is_of_names_and_values():

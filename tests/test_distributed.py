@@ -119,6 +119,21 @@ def test_another_number_of_processes_goes_on_in_the_same_order(launched, tmp_pat
     assert copy.records()[-1]["iteration"] == 24 + 8 and copy.load_state()["num_processes"] == 1
 
 
+def test_a_process_that_is_killed_ends_the_others_with_one_line(launched, tmp_path):
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run", SHAPES, root=str(launched[0] / "shapes"), **{**DLP, "checkpoint_freq": 3})
+    output = launch(tmp_path, ("run", "train_dlp_accelerate.py", "-d", "small.json", "SIGKILL@5"), status=1)
+    run = the_run(tmp_path / "run")
+    place = (
+        "epoch 1, iteration 5; the last good checkpoint is kept; go on from it with: accelerate launch --config_file"
+    )
+    line = (
+        f"error: another process has ended at {place} ./accel_conf.yml train_dlp_accelerate.py --resume {run.path.name}"
+    )
+    assert line in output.splitlines() and run.load_state()["progress"]["iteration"] == 4
+    assert output.count("Traceback") == 1 and "torch/distributed/run.py" in output  # of what started the processes
+
+
 def test_two_processes_train_and_measure_one_ddlp(launched, tmp_path):
     folder = launched[0] / "ddlp"
     run = the_run(folder)

@@ -28,7 +28,7 @@ from training.batches import RunningMeans, SeededItems, ShuffledBatches
 from training.graphs import GraphedSteps
 from utils import checkpoints
 from utils.device import autocast, check_accelerate_settings, check_cuda_graphs, choose_kernels, describe_device
-from utils.errors import UserError
+from utils.errors import UserError, is_lost_process
 from utils.plotting import loss_graph
 from utils.random_state import seed_everything, seed_of
 
@@ -179,7 +179,7 @@ class TrainingLoop:
         progress = self.progress
         if self.task.end(progress) is not None and not progress.evaluation_due:
             self._say(self.task.end(progress))
-        with self.interruption.watch():
+        with self.interruption.watch(), self._lost_processes_named():
             while progress.evaluation_due or self.task.end(progress) is None:
                 if not progress.evaluation_due and not self._train(self.task.interval(progress)):
                     self._say(f"stopped at {self._position()}; go on with: {self.resume_command} {run.path}")
@@ -396,6 +396,16 @@ class TrainingLoop:
             return False
         requested = torch.tensor(float(self.interruption.requested), device=self.accelerator.device)
         return self.accelerator.reduce(requested, reduction="sum").item() > 0
+
+    @contextmanager
+    def _lost_processes_named(self):
+        """A context in which it is one line that another process has ended."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.accelerator.num_processes == 1 or not is_lost_process(error):
+                raise
+            raise TrainingError(f"another process has ended at {self._position()}; {self._last_good()}") from error
 
     def _say(self, line):
         """To log.txt and to the terminal."""

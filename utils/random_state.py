@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-_USES = ("items", "workers", "steps")  # each has random numbers of its own
+_USES = ("items", "workers", "steps", "particles")  # each has random numbers of its own
 
 
 def seed_of(seed, use, *place):
