@@ -74,7 +74,7 @@ def cached_tokens(root, ds, key, shape, encode, process=0, num_processes=1):
     place, clips = f"the training clips of {ds}", range(shape[0])
     step = math.ceil(len(clips) / AT_ONCE / _FILES) * AT_ONCE
     parts = [clips[start : start + step] for start in range(0, len(clips), step)]
-    first, paths, is_announced = process * len(parts) // num_processes, {}, process > 0
+    first, paths, is_announced = process * len(parts) // num_processes, {}, False
     with tqdm(total=len(clips), unit="clip", delay=1, disable=process > 0, dynamic_ncols=True) as bar:
 
         def write(path, part):

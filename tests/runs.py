@@ -191,15 +191,16 @@ from pathlib import Path
 import torch
 import training.loop
 from tests.runs import note_who_waits, without_noise
+from training.diffusion import DiffusionTask
 from training.loop import TrainingLoop
 
 training.loop.loss_graph = lambda *arguments: torch.zeros(3, 8, 8)
-fit, step = TrainingLoop.fit, TrainingLoop._step
+fit, step, encode = TrainingLoop.fit, TrainingLoop._step, DiffusionTask._encode
 
 def fit_and_keep(loop, run):
     fit(loop, run)
     torch.save(loop.bare_model.state_dict(), f"weights_{loop.accelerator.process_index}.pth")
-    Path(f"data_{loop.accelerator.process_index}.json").write_text(json.dumps(seen))
+    Path(f"data_{loop.accelerator.process_index}.json").write_text(json.dumps([seen, encoded]))
 
 def step_with_signal(loop, batches):
     if loop.progress.iteration == stop and loop.accelerator.process_index == 1:
@@ -207,12 +208,16 @@ def step_with_signal(loop, batches):
     step(loop, batches)
     seen.append([loop.progress.epoch, [batch[0].double().sum().item() for batch in batches]])
 
-TrainingLoop.fit, TrainingLoop._step = fit_and_keep, step_with_signal
+def encode_and_note(task, which):
+    encoded.extend(which)
+    return encode(task, which)
+
+TrainingLoop.fit, TrainingLoop._step, DiffusionTask._encode = fit_and_keep, step_with_signal, encode_and_note
 root, start, commands = sys.argv[1], os.getcwd(), json.loads(sys.argv[2])
 note_who_waits(Path(start))
 for folder, script, *arguments in commands:
     os.chdir(Path(start) / folder)
-    stop, seen = None, []
+    stop, seen, encoded = None, [], []
     for each in [each for each in arguments if each.startswith("SIG")]:
         name, stop = each.split("@")
         number, stop = getattr(signal, name), int(stop)

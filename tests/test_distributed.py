@@ -80,10 +80,15 @@ def test_one_process_makes_the_data_while_the_others_wait_for_its_lock(launched)
     assert len(list((folder / "shapes").glob("*.npy"))) == 4  # images and shapes, to train and to validate
 
 
+def data_of(folder):
+    """Of each process: the epoch of each step and the sums of its batches' pixels; the clips that it encoded."""
+    return [json.loads((folder / f"data_{process}.json").read_text()) for process in (0, 1)]
+
+
 def test_each_item_is_seen_once_per_epoch(launched):
-    seen = [json.loads((launched[0] / "dlp" / "whole" / f"data_{process}.json").read_text()) for process in (0, 1)]
+    (first, _), (second, _) = data_of(launched[0] / "dlp" / "whole")
     epochs = {}
-    for epoch, batches in seen[0] + seen[1]:
+    for epoch, batches in first + second:
         epochs.setdefault(epoch, []).extend(batches)
     assert sorted(epochs) == list(range(6)) and len(epochs[0]) == 8
     assert epochs[0] != epochs[1]
@@ -148,10 +153,11 @@ def test_two_processes_train_and_measure_one_ddlp(launched, tmp_path):
 
 
 def test_two_processes_train_one_diffusion_and_go_on_exactly(launched, tmp_path):
-    folder, output = launched
+    folder, _ = launched
     whole, stopped = (the_run(folder / "diffusion" / name) for name in ("whole", "stopped"))
-    # Once for all processes: the clips of DDLP's dynamics, and the diffusion's.
-    assert output.count("encoding the training clips of balls once") == 2
+    encoded = [data_of(folder / "diffusion" / name) for name in ("whole", "stopped")]
+    assert sorted(clip for _, clips in encoded[0] for clip in clips) == list(range(33))  # once, by both
+    assert all(clips == [] for _, clips in encoded[1])
     state = whole.load_state()
     assert_one_model(folder / "diffusion" / "whole", state["model"])
     # 33 clips, 2 processes of 4: 4 steps an epoch
