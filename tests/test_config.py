@@ -37,6 +37,8 @@ ADDED = {
     "pint_noise": 0.0,
     "cuda_graphs": False,
     "precision": "float32",
+    "tf32": True,
+    "deterministic": False,
     "seed": 0,
     "num_workers": 2,
     "metrics": ["lpips", "ssim", "psnr"],
