@@ -108,8 +108,8 @@ class BaseConfig:
     def load(cls, name_or_path):
         """Read the file of that name in ``configs/`` ("shapes"), or the file at a path that ends in ".json".
 
-        Relative paths in it are relative to its folder, those of a file in ``configs/`` to the folder above; only where
-        nothing is there but in the working directory, to that, with a warning.
+        Relative paths in it are relative to its folder, those of a file in ``configs/`` to the folder above, where
+        something is there; else to the working directory, with a warning if something is there.
 
         Raises `UserError` if there is no such file, or if it cannot be read, is not valid JSON or is not legal.
         """
@@ -170,13 +170,19 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
 
     ds: str = key(MISSING, "the data set, a name that datasets/get_dataset.py knows", NAME)
     root: str | None = key(
-        None, "where the data set lies: a folder or file; null: made on the fly", NOT_EMPTY, resumable=True, is_path=True
+        None,
+        "where the data set lies: a folder or file; null: made on the fly",
+        NOT_EMPTY,
+        resumable=True,
+        is_path=True,
     )
     device: str = key("cuda", "the device; cuda falls back to the CPU where there is none", DEVICE, resumable=True)
     batch_size: int = key(32, "images or clips in a batch, for each process", at_least(1))
     lr: float = key(2e-4, "Adam's learning rate", POSITIVE)
     load_model: bool = key(False, "start from the weights at pretrained_path")
-    pretrained_path: str | None = key(None, "file of weights to start from, used with load_model", NOT_EMPTY, is_path=True)
+    pretrained_path: str | None = key(
+        None, "file of weights to start from, used with load_model", NOT_EMPTY, is_path=True
+    )
     num_epochs: int = key(150, "epochs to train", at_least(1), resumable=True)
     recon_loss_type: str = key("mse", "reconstruction loss: squared error, or VGG-16 features", one_of("mse", "vgg"))
     beta_kl: float = key(0.1, "weight of the KL terms", at_least(0))
@@ -269,7 +275,11 @@ class DiffuseConfig(BaseConfig):
 
     ds: str = key(MISSING, "the data set, a name that datasets/get_dataset.py knows", NAME)
     ds_root: str | None = key(
-        None, "where the data set lies: a folder or file; null: made on the fly", NOT_EMPTY, resumable=True, is_path=True
+        None,
+        "where the data set lies: a folder or file; null: made on the fly",
+        NOT_EMPTY,
+        resumable=True,
+        is_path=True,
     )
     device: str = key("cuda", "the device; cuda falls back to the CPU where there is none", DEVICE, resumable=True)
     batch_size: int = key(32, "clips in a batch, for each process", at_least(1))
@@ -279,7 +289,9 @@ class DiffuseConfig(BaseConfig):
     loss_type: str = key("l1", "error between the denoiser's output and its target", one_of(*LOSSES))
     particle_norm: str = key("minmax", "how particles are normalised", one_of("minmax", "std"))
     diffuse_frames: int = key(4, "first frames of a clip, which are generated; PINT predicts the others", at_least(1))
-    ddlp_dir: str = key(MISSING, "run directory or released folder of the DDLP, with its hparams.json", NOT_EMPTY, is_path=True)
+    ddlp_dir: str = key(
+        MISSING, "run directory or released folder of the DDLP, with its hparams.json", NOT_EMPTY, is_path=True
+    )
     ddlp_ckpt: str | None = key(None, "file of the DDLP's weights; null: found in ddlp_dir", NOT_EMPTY, is_path=True)
     result_dir: str | None = key(None, "run directory to continue; null: a new one", NOT_EMPTY, is_path=True)
     denoiser: str = key("pint", "PINT's transformer, or a U-Net to compare it with", one_of("pint", "unet"))
@@ -330,16 +342,15 @@ def base_of(file):
 
 
 def _relative_to_file(name, path, file):
-    """What a path in a configuration's file means: `path` itself where that is the same."""
-    base = base_of(file)
-    written = os.path.normpath(base / path)
-    if written == os.path.abspath(path):
+    """What a path in a configuration's file means: `path` itself where that is the same, or where nothing is there."""
+    written, here = os.path.normpath(base_of(file) / path), os.path.abspath(path)
+    if written == here or not (os.path.exists(written) or os.path.exists(here)):
         return path
-    if not os.path.exists(written) and os.path.exists(path):
-        text = f"{file}: {name} is {path}; nothing is at {written}, so {os.path.abspath(path)} is taken"
-        warnings.warn(text, UserWarning, stacklevel=2)
-        return os.path.abspath(path)
-    return written
+    if os.path.exists(written):
+        return written
+    text = f"{file}: {name} is {path}; nothing is at {written}, so {here} is taken"
+    warnings.warn(text, UserWarning, stacklevel=2)
+    return here
 
 
 def _at(where, function, *arguments, **values):
