@@ -202,6 +202,9 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
     precision: str = key(
         "float32", "of training: bfloat16 where it is safe, or float32 everywhere", one_of(*PRECISIONS)
     )
+    checkpointing: bool = key(
+        False, "compute activations again in the backward pass: less memory, more time", resumable=True
+    )
     seed: int = key(0, "seed of the random numbers", SEED)
     num_workers: int = key(2, "processes that load data", at_least(0), resumable=True)
     metrics: tuple[str, ...] = key(METRICS, "the image metrics to measure", several_of(*METRICS), resumable=True)

@@ -37,6 +37,7 @@ ADDED = {
     "pint_noise": 0.0,
     "cuda_graphs": False,
     "precision": "float32",
+    "checkpointing": False,
     "seed": 0,
     "num_workers": 2,
     "metrics": ["lpips", "ssim", "psnr"],
