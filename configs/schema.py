@@ -205,6 +205,10 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
     checkpointing: bool = key(
         False, "compute activations again in the backward pass: less memory, more time", resumable=True
     )
+    tf32: bool = key(True, "convolutions of float32 on a GPU multiply in TF32, which is faster", resumable=True)
+    deterministic: bool = key(
+        False, "only kernels that give the same bits in every run, on a GPU more slowly", resumable=True
+    )
     seed: int = key(0, "seed of the random numbers", SEED)
     num_workers: int = key(2, "processes that load data", at_least(0), resumable=True)
     metrics: tuple[str, ...] = key(METRICS, "the image metrics to measure", several_of(*METRICS), resumable=True)
@@ -284,6 +288,10 @@ class DiffuseConfig(BaseConfig):
     cuda_graphs: bool = key(False, "replay training steps as CUDA graphs, which small models on one GPU gain by")
     precision: str = key(
         "float32", "of training: bfloat16 where it is safe, or float32 everywhere", one_of(*PRECISIONS)
+    )
+    tf32: bool = key(True, "convolutions of float32 on a GPU multiply in TF32, which is faster", resumable=True)
+    deterministic: bool = key(
+        False, "only kernels that give the same bits in every run, on a GPU more slowly", resumable=True
     )
     encode_on_the_fly: bool = key(False, "encode each batch anew, instead of the whole training set once")
     seed: int = key(0, "seed of the random numbers", SEED)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from skimage.draw import random_shapes
 from torch.utils.data import Dataset, TensorDataset
 from tqdm import tqdm
@@ -193,6 +194,12 @@ class ShapesDataset(Dataset):
         first, last = boxes[:, :2], boxes[:, 2:]
         return (first + last) / 2, (last - first).amin(-1) / 2
 
+    def annotated(self):
+        """The same images with their truth: a Dataset whose items are, as those of `datasets.balls_ds.BallsImages`,
+        the tuple of the image, the shapes' positions [n, 2] and sizes [n] (`circles`), their ids [n], from 1, and
+        in_camera [n]; n is the largest number of shapes, and what an image has less is out of view."""
+        return _AnnotatedShapes(self)
+
     def labels(self, index):
         """The kinds (of SHAPE_KINDS) of the shapes of image `index`, a list in the order of `boxes`."""
         return [SHAPE_KINDS[kind] for kind in self._rows(index)[:, 4]]
@@ -271,6 +278,21 @@ class ShapesDataset(Dataset):
             f"{path} is missing, truncated or not of these shapes: delete {self._images_path} and {self._shapes_path}"
             " to have them drawn anew"
         )
+
+
+class _AnnotatedShapes(Dataset):
+    def __init__(self, shapes):
+        self._shapes, self._most = shapes, shapes._drawing.max_shapes
+
+    def __len__(self):
+        return len(self._shapes)
+
+    def __getitem__(self, index):
+        centres, radii = self._shapes.circles(index)
+        missing = self._most - len(radii)
+        in_camera = (torch.arange(self._most) < len(radii)).long()
+        ids = in_camera * torch.arange(1, self._most + 1)
+        return *self._shapes[index], F.pad(centres, (0, 0, 0, missing)), F.pad(radii, (0, missing)), ids, in_camera
 
 
 def generate_shape_dataset_torch(

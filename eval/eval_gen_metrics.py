@@ -1,4 +1,4 @@
-"""Image metrics of DLPv2's reconstructions and DDLP's predictions, and how well DDLP's particles track objects:
+"""Image metrics of DLPv2's reconstructions and of DDLP's predictions, and how well the particles find or track objects:
 ``python eval/eval_gen_metrics.py -p RUN_DIR -c 6 --horizon 50``."""
 
 import argparse
@@ -15,11 +15,12 @@ from tqdm import tqdm
 from configs.schema import METRICS, Config
 from datasets.episodes import scaled
 from datasets.get_dataset import image_dataset, shard_loader, spread, video_dataset
-from eval.eval_model import check_horizon, mean_over_processes
+from eval.eval_model import check_horizon
 from eval.image_metrics import ImageMetrics
-from eval.tracking import pixel_positions, tracking_quality
+from eval.tracking import detection_quality, pixel_positions, tracking_quality
 from modules.particles import VISIBLE, Particles
-from rundir.prediction import add_prediction_arguments, open_prediction
+from rundir.prediction import add_prediction_arguments, open_data, open_prediction, open_run
+from utils.device import device_of
 from utils.errors import UserError, run_command
 from utils.files import make_folder, write_json
 from utils.plotting import horizon_graph, save_image
@@ -31,6 +32,8 @@ LABELS = {
     "psnr": "PSNR (dB)",
     "position_error": "position error (pixels)",
     "tracked": "share of objects tracked",
+    "found": "share of objects found",
+    "visible_per_object": "visible particles per object",
 }
 # What a prediction has to beat, by the ends of their values' names: what is predicted, in words.
 BASELINES = {"_still": "last frame stays", "_straight": "particles straight on"}
@@ -40,22 +43,28 @@ TABLE_ROWS = 11
 
 
 @torch.no_grad()
-def measure_reconstructions(model, dataset, images, batch_size=32, num_workers=0, accelerator=None):
-    """Image metrics of DLPv2's reconstructions of a data set of images or clips.
+def measure_reconstructions(model, dataset, images, batch_size=32, num_workers=0, accelerator=None, position=False):
+    """Measure DLPv2's reconstructions of a data set of images or clips.
 
-    images: the `ImageMetrics`, on the model's device. Returns name to mean over the images, the same on every process.
+    images: the `ImageMetrics`, on the model's device; position: whether to measure how well objects are found, too.
+    Returns name to mean over the images, the same on every process: the image metrics', and with `position`
+    `position_error` (pixels), `found` and `visible_per_object` (see `eval.tracking.detection_quality`).
     """
     model = (model.module if hasattr(model, "module") else model).eval()
     is_main = accelerator is None or accelerator.is_main_process
     loader = shard_loader(dataset, batch_size, num_workers, accelerator)
-    totals, count = dict.fromkeys(images.modules, torch.zeros((), device=images.device)), 0
+    names = [*images.modules, *(("position_error", "found", "visible_per_object") if position else ())]
+    means = {name: OverTime.empty(1, images.device) for name in names}
     for batch in tqdm(loader, desc="image metrics", leave=False, disable=not is_main):
         x = scaled(batch[0].to(images.device))
         targets = x.reshape(-1, *x.shape[-3:])
-        values = images(model(x, deterministic=True, alpha_masks=False)["rec"], targets)
-        totals = {name: total + values[name].sum() for name, total in totals.items()}
-        count += len(targets)
-    return {name: mean_over_processes(total, count, accelerator).item() for name, total in totals.items()}
+        output = model(x, deterministic=True, alpha_masks=False)
+        values = images(output["rec"], targets)
+        if position:
+            values |= dict(zip(names[len(values) :], _detection(batch, output, targets.shape[-1]), strict=True))
+        for name, value in values.items():
+            means[name].add(value[None])
+    return {name: sums.reduced(accelerator).mean_and_std()[0] for name, sums in means.items()}
 
 
 def eval_dlp_im_metric(
@@ -238,13 +247,26 @@ def prediction_videos(config, mode, horizon):
 
 def _tracking(batch, particles, cond_steps):
     """`tracking_quality` of each video. batch: what a video data set's items collate to."""
-    if len(batch) < 5 or batch[1].numel() == 0:
-        raise UserError("metrics: position needs objects whose positions are known, which this data set lacks")
+    positions, sizes, in_view = _truth(batch)
     points = pixel_positions(particles["z_pos"], batch[0].shape[-1]).cpu()
     visible = (particles["z_obj_on"] > VISIBLE).cpu()
-    positions, sizes, _, in_camera = batch[1:5]
     for b in range(len(points)):
-        yield tracking_quality(points[b], visible[b], positions[b], in_camera[b] > 0, sizes[b], cond_steps)
+        yield tracking_quality(points[b], visible[b], positions[b], in_view[b], sizes[b], cond_steps)
+
+
+def _detection(batch, output, image_size):
+    """`detection_quality` of the images. batch: what an image data set's items collate to; output: the model's."""
+    positions, sizes, in_view = (x.flatten(0, -n) for x, n in zip(_truth(batch), (3, 2, 2), strict=True))
+    points = pixel_positions(output["z"], image_size).flatten(0, -3)
+    visible = (output["obj_on"] > VISIBLE).flatten(0, -2)
+    return detection_quality(points, visible, positions, in_view, sizes)
+
+
+def _truth(batch):
+    """The objects' positions and sizes, pixels, and whether they are in view; `UserError` where they are not known."""
+    if len(batch) < 5 or batch[1].numel() == 0:
+        raise UserError("metrics: position needs objects whose positions are known, which this data set lacks")
+    return batch[1], batch[2], batch[4] > 0
 
 
 def summarise(over_time):
@@ -270,11 +292,35 @@ def table(over_time, cond_steps):
 
 def main(arguments=None):
     args = parse_arguments(arguments)
+    run = open_run(args)
+    images = ImageMetrics([name for name in args.metrics if name != POSITION], device_of(args))
+    (measure_dlp if run.kind == "dlp" else measure_ddlp)(args, run, images)
+
+
+def measure_dlp(args, run, images):
+    """Measure the reconstructions of a run of DLPv2, print and write the result."""
+    config, mode = open_data(args, run)
+    dataset = image_dataset(config, mode)
+    position = POSITION in args.metrics
+    if position and hasattr(dataset, "annotated"):
+        dataset = dataset.annotated()
+    model = run.load_model(args.checkpoint, args.use_last, images.device)
+    means = measure_reconstructions(model, dataset, images, args.batch_size, config.num_workers, position=position)
+    folder = make_folder(run.path / "eval")
+    report(means, folder)
+    print(f"{len(dataset)} images of {config.ds}, {mode}")
+    for name, value in means.items():
+        print(f"{LABELS[name]}: {value:.4f}")
+    print(f"written to {folder}")
+
+
+def measure_ddlp(args, run, images):
+    """Measure the predictions of a run of DDLP beside the baselines', print, draw and write the result."""
     request = open_prediction(args, horizon=50)
     over_time = measure_predictions(
         request.model,
         prediction_videos(request.config, request.mode, request.horizon),
-        ImageMetrics([name for name in args.metrics if name != POSITION], request.device),
+        images,
         request.horizon,
         request.cond_steps,
         POSITION in args.metrics,
@@ -283,7 +329,7 @@ def main(arguments=None):
         deterministic=request.deterministic,
         baselines=True,
     )
-    folder = make_folder(request.run.path / "eval")
+    folder = make_folder(run.path / "eval")
     summary = report(summarise(over_time), folder)
     curves = {name: values.means() for name, values in over_time.items()}
     frames = list(range(request.cond_steps, request.horizon))
@@ -302,13 +348,16 @@ def main(arguments=None):
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_prediction_arguments(parser, horizon="50")
-    parser.add_argument("-b", "--batch_size", type=int, default=10, metavar="N", help="videos at a time (default: 10)")
+    parser.add_argument(
+        "-b", "--batch_size", type=int, default=10, metavar="N", help="videos or images at a time (%(default)s)"
+    )
     parser.add_argument(
         "--metrics",
         nargs="+",
         choices=(*METRICS, POSITION),
         default=METRICS,
-        help=f"what to measure (default: {' '.join(METRICS)}); position: where objects are known (balls, obj3d_like)",
+        help=f"what to measure (default: {' '.join(METRICS)}); position: where objects are known"
+        " (balls, obj3d_like, shapes)",
     )
     args = parser.parse_args(arguments)
     if args.batch_size < 1:

@@ -1,4 +1,4 @@
-"""How well particles follow objects whose true positions are known.
+"""How well particles find and follow objects whose true positions are known.
 
 Every object gets one particle, chosen by the frames that the model has seen, and keeps it: what is measured afterwards
 is tracking, not a new match at every frame. Shape letters: F frames, K particles, n objects. Positions are in pixels,
@@ -44,7 +44,28 @@ def tracking_quality(points, visible, truth, present, radii, cond_steps):
     points, visible, truth, present, radii = (x.detach().cpu() for x in (points, visible, truth, present, radii))
     seen, later = slice(None, cond_steps), slice(cond_steps, None)
     chosen = match(points[seen], visible[seen], truth[seen], present[seen])
-    error = (points[later, chosen.clamp(min=0)] - truth[later]).norm(dim=-1)
+    return _quality(chosen, points[later], visible[later], truth[later], present[later], radii[later])
+
+
+def detection_quality(points, visible, truth, present, radii):
+    """How well the particles of single images find their objects: (position error, found, visible per object).
+
+    points: [B, K, 2]; visible: [B, K] bool; truth: [B, n, 2]; present: [B, n] bool; radii: [B, n] pixels. Each object
+    gets one particle (`match`). The first two are float [B, n], NaN where there is no object: the distance (pixels) of
+    that particle, and 1 where it is visible and nearer to the object's centre than its radius. The third is float [B],
+    the number of visible particles for each object of the image, NaN where it has none.
+    """
+    points, visible, truth, present, radii = (x.detach().cpu() for x in (points, visible, truth, present, radii))
+    images = zip(*(x.split(1) for x in (points, visible, truth, present, radii)), strict=True)
+    quality = [_quality(match(*image[:4]), *image) for image in images]
+    error, found = (torch.cat(values) for values in zip(*quality, strict=True))
+    count = present.sum(-1)
+    return error, found, (visible.sum(-1) / count).where(count > 0, torch.nan)
+
+
+def _quality(chosen, points, visible, truth, present, radii):
+    """The distance [F, n] of the objects' chosen particles, and whether each is visible and within its object."""
+    error = (points[:, chosen.clamp(min=0)] - truth).norm(dim=-1)
     error[:, chosen < 0] = torch.nan
-    tracked = ((error < radii[later]) & visible[later, chosen.clamp(min=0)]).float()
-    return error.where(present[later], torch.nan), tracked.where(present[later], torch.nan)
+    on_object = ((error < radii) & visible[:, chosen.clamp(min=0)]).float()
+    return error.where(present, torch.nan), on_object.where(present, torch.nan)

@@ -7,6 +7,9 @@ chain begins with is kept.
 
 Channels lie side by side in memory (channels last) from the first layer to the last, the layout in which convolutions
 and upsampling work fastest. Under autocast all layers run in its precision.
+
+With `torch.use_deterministic_algorithms` the gradients of upsampling and padding, which torch adds up in no fixed order
+on a GPU, are sums and matrix products instead.
 """
 
 import functools
@@ -141,10 +144,9 @@ class _Cheap:
         """The gradients of x, the norm's weight and bias."""
         activated, enlarged, _ = outputs
         if self.pad:
-            gradient = aten.replication_pad2d_backward(gradient, enlarged, 4 * [self.pad])
+            gradient = _pad_backward(gradient, enlarged, self.pad)
         if self.upsample:
-            sizes = enlarged.shape[-2:], activated.shape
-            gradient = aten.upsample_bilinear2d_backward(gradient, *sizes, False, 2.0, 2.0)
+            gradient = _upsample_backward(gradient, activated)
         if self.relu:
             gradient = aten.threshold_backward(gradient, activated, 0)
         return (gradient, None, None) if self.norm is None else _norm_backward(gradient, x, statistics, self.norm)
@@ -198,10 +200,42 @@ def _of_pixels(values, x):
     return values.to(x.dtype)[..., None, None]
 
 
+def _pad_backward(gradient, x, pad):
+    """The gradient of x before replicate padding."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return aten.replication_pad2d_backward(gradient, x, 4 * [pad])
+    for dim in (2, 3):
+        first, inner, last = gradient.split([pad, x.shape[dim], pad], dim)
+        gradient = inner.clone()
+        gradient.narrow(dim, 0, 1).add_(first.sum(dim, keepdim=True))
+        gradient.narrow(dim, -1, 1).add_(last.sum(dim, keepdim=True))
+    return gradient
+
+
 def _upsample(x):
+    if torch.are_deterministic_algorithms_enabled():
+        rows, columns = (_doubling(side, x.device, x.dtype) for side in x.shape[-2:])
+        return rows @ x @ columns.T
     # A GPU's kernel for the other layout goes through the batch one image at a time.
     x = x.contiguous(memory_format=torch.channels_last)
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def _upsample_backward(gradient, x):
+    """The gradient of x before upsampling."""
+    if torch.are_deterministic_algorithms_enabled():
+        rows, columns = (_doubling(side, x.device, x.dtype) for side in x.shape[-2:])
+        return rows.T @ gradient @ columns
+    return aten.upsample_bilinear2d_backward(gradient, gradient.shape[-2:], x.shape, False, 2.0, 2.0)
+
+
+@functools.cache  # so that a step copies nothing to the device
+@torch.inference_mode(False)  # so that training can use what sampling made
+def _doubling(side, device, dtype):
+    """The matrix [2 side, side] that upsamples one axis, as `F.interpolate` does without `align_corners`."""
+    pixels = torch.arange(side, device=device, dtype=torch.float32)
+    points = ((torch.arange(2 * side, device=device) + 0.5) / 2 - 0.5).clamp(0, side - 1)
+    return (1 - (points[:, None] - pixels).abs()).clamp(min=0).to(dtype)
 
 
 def _convolve(x, cheap, convolution):

@@ -39,3 +39,13 @@ def balls_data(tmp_path_factory):
 def run(tmp_path, balls_data):
     """A run directory of a DDLP with random weights on it."""
     return make_run(tmp_path, balls_data)
+
+
+@pytest.fixture
+def deterministic():
+    """Deterministic kernels alone, as `utils.device.choose_kernels` asks for."""
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -38,6 +38,8 @@ ADDED = {
     "cuda_graphs": False,
     "precision": "float32",
     "checkpointing": False,
+    "tf32": True,
+    "deterministic": False,
     "seed": 0,
     "num_workers": 2,
     "metrics": ["lpips", "ssim", "psnr"],

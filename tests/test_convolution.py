@@ -51,6 +51,20 @@ def test_a_chain_is_its_layers_one_after_the_other(name, chunk, monkeypatch):
         torch.testing.assert_close(run_layers(x, *modules), expected)
 
 
+@pytest.mark.parametrize("name", ["encoder", "first kernel of 7", "upsampling", "upsampling, residual", "odd sides"])
+def test_a_chain_is_the_same_where_kernels_are_deterministic(name, deterministic):
+    modules, shape = chains()[name]
+    modules = [module.double() for module in modules]
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *(parameter for module in modules for parameter in module.parameters())]
+    actual = run_layers(x, *modules)
+    gradients = torch.autograd.grad(actual.square().sum(), inputs)
+    torch.use_deterministic_algorithms(False)
+    expected = apply_plainly(x, *modules)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected.square().sum(), inputs))
+
+
 def kept_numbers(function):
     """How many numbers autograd keeps for the backward pass of what `function` returns, parameters aside."""
     kept = {}

@@ -5,14 +5,18 @@ import json
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from configs.schema import Config
+from configs.schema import Config, DiffuseConfig
 from eval.eval_gen_metrics import eval_ddlp_im_metric
-from models import ObjectDLP, ObjectDynamicsDLP
+from models import DiffuseDDLP, ObjectDLP, ObjectDynamicsDLP
 from rundir import load_model
 from tests.balls import SMALL, make_run
+from tests.runs import DIFFUSION
 from train_ddlp import train_ddlp
-from utils.device import check_device, make_accelerator
+from training.loop import Progress
+from training.particles import DDLPTask, DLPTask
+from utils.device import check_device, choose_kernels, describe_device, make_accelerator
 from utils.errors import UserError
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: pytest --gpu on a machine with one")
@@ -59,6 +63,58 @@ def test_what_accelerate_is_told_elsewhere_is_refused(variable, value, monkeypat
     assert variable.removeprefix("ACCELERATE_").lower() in str(error.value) and value.lower() in str(error.value)
 
 
+def test_kernels_are_chosen_and_stated_in_one_place(fresh_accelerate):
+    accelerator = make_accelerator("cpu")
+    for deterministic in (True, False):
+        config = Config.from_dict({**SMALL, "deterministic": deterministic, "tf32": False})
+        choose_kernels(config.tf32, config.deterministic, fixed_shapes=True)
+        assert torch.are_deterministic_algorithms_enabled() is deterministic
+        assert torch.backends.cudnn.benchmark is not deterministic
+        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+        line = "device: cpu, 1 process, float32, fused Adam" + deterministic * ", deterministic kernels"
+        assert describe_device(accelerator, config) == line
+    choose_kernels()
+    assert torch.backends.cudnn.allow_tf32 and not torch.backends.cudnn.benchmark
+
+
+class Operations(TorchDispatchMode):
+    """The names of the operations that are run in the context."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        self.names.add(operation.overloadpacket.__name__)
+        return operation(*arguments, **options or {})
+
+
+# Of the operations that a GPU runs with additions in no fixed order, those that have no deterministic kernel (the
+# documentation of torch.use_deterministic_algorithms), where torch's own functions do not go round them.
+NOT_DETERMINISTIC = {
+    *("upsample_bilinear2d_backward", "replication_pad2d_backward", "_adaptive_avg_pool2d_backward"),
+    *("adaptive_max_pool2d_backward", "grid_sampler_2d_backward", "put_", "histc", "kthvalue", "median", "bincount"),
+}
+
+
+@pytest.mark.parametrize("task_class", [DLPTask, DDLPTask])
+def test_a_deterministic_step_runs_no_operation_that_is_not(task_class, deterministic, fresh_accelerate):
+    torch.manual_seed(0)
+    config, accelerator = Config.from_dict(SMALL), make_accelerator("cpu")
+
+    def operations():
+        task = task_class(config, accelerator)
+        with Operations() as found:
+            model = task.build_model()
+            batch = [torch.rand(2, *(4,) * (task.kind == "ddlp"), 3, 32, 32)]
+            task.losses(model, batch, Progress(epoch=3, iteration=100, epoch_length=10))["loss"].backward()
+        return found.names
+
+    assert not operations() & NOT_DETERMINISTIC
+    torch.use_deterministic_algorithms(False)
+    assert operations() & NOT_DETERMINISTIC
+
+
 @pytest.mark.parametrize("changes", [{}, {"filtering_heuristic": "none"}, {"enable_enc_attn": True}], ids=str)
 @pytest.mark.parametrize("stage", [{}, {"warmup": True, "noisy": True}], ids=["plain", "warmup"])
 @pytest.mark.parametrize("kind", [ObjectDLP, ObjectDynamicsDLP])
@@ -78,6 +134,20 @@ def test_nothing_is_read_back_and_nothing_stays_elsewhere(kind, stage, changes, 
     assert loss.device.type == "meta" and all(parameter.grad.device.type == "meta" for parameter in model.parameters())
     if kind is ObjectDynamicsDLP:
         assert model.sample(x, num_steps=3, cond_steps=2).shape == (2, 5, 3, size, size)
+
+
+@pytest.mark.parametrize("changes", [{}, {"denoiser": "unet"}, {"particle_norm": "std"}], ids=str)
+def test_a_diffusion_reads_nothing_back_and_leaves_nothing_elsewhere(changes):
+    config = DiffuseConfig.from_dict({**DIFFUSION, "ddlp_dir": "none", **changes})
+    with torch.device("meta"):
+        model = DiffuseDDLP.from_config(config, SMALL)
+    with torch.no_grad():
+        tokens, _ = model.encode(torch.empty(2, 4, 3, 32, 32, device="meta"))
+    loss = model(tokens)
+    loss.backward()
+    assert loss.device.type == "meta"
+    assert all(parameter.grad.device.type == "meta" for parameter in model.diffusion.parameters())
+    assert model.sample(2, 6).shape == (2, 6, 3, 32, 32)
 
 
 # ------------------------------------------------------------------------------------------------------- with a GPU
@@ -106,6 +176,18 @@ def test_training_on_a_gpu_agrees_with_the_cpu(precision, balls_data, tmp_path, 
     for name in ("loss", "loss_rec", "kl", "val_loss"):
         assert records["cuda"][0][name] == pytest.approx(records["cpu"][0][name], rel=0.05), name
     assert records["cuda"][1]["psnr"] == pytest.approx(records["cpu"][1]["psnr"], abs=0.5)
+
+
+@needs_gpu
+def test_deterministic_training_on_a_gpu_is_the_same_twice(balls_data, tmp_path, monkeypatch, fresh_accelerate):
+    weights = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        changes = {"device": "cuda", "deterministic": True, "num_epochs": 1, "eval_im_metrics": False}
+        weights.append(train_ddlp(write_config(tmp_path / name, balls_data, **changes)).state_dict())
+    choose_kernels()
+    assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
 
 
 @needs_gpu

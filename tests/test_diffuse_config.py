@@ -32,6 +32,8 @@ ADDED = {
     "ema_update_every": 10,
     "cuda_graphs": False,
     "precision": "float32",
+    "tf32": True,
+    "deterministic": False,
     "encode_on_the_fly": False,
     "seed": 0,
     "num_workers": 2,

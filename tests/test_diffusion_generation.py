@@ -14,6 +14,7 @@ from ema_pytorch import EMA
 from PIL import Image
 
 import generate_diffuse_ddlp_video_generation as generation
+from checkpoints import pack
 from configs.schema import Config, DiffuseConfig
 from models import DiffuseDDLP, ObjectDynamicsDLP
 from modules.diffusion_modules import GaussianDiffusionPINT, ParticleNormalization, PINTDenoiser
@@ -202,6 +203,29 @@ def test_a_moved_directory_generates_the_same_from_anywhere(released, released_f
     videos = expected_videos(released_files, 2, 10, seed=1, sampler="dpm++", steps=STEPS)
     row = generation.frame_row(videos[0][[0, 9]], [1, 10], FRAMES)
     assert np.abs(images[0].astype(float) - 255 * row.permute(1, 2, 0).numpy()).max() < 1.5
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_packed_directory_generates_the_same_to_float16(beside, released, tmp_path):
+    """With its DDLP packed too, or naming one beside it."""
+    expected = DiffusionRun.open(released).load_model().sample(2, FRAMES, seed=4, sampler="ddim", steps=3)
+    packed = tmp_path / "packed" / "diffuse"
+    options = ["--ddlp_dir", "../ddlp"] if beside else []
+    pack.main([str(released), str(packed), *options])
+    if beside:
+        config = Config.from_dict(released_ddlp_config()).replace(depth_logvar_from_mean=True)
+        ddlp = Run(released.with_name("ddlp-obj3d128"), config, "ddlp")
+        ddlp.path.mkdir()
+        shutil.copy(released / "obj3d128_ddlp.pth", ddlp.path)
+        ddlp.save_config(config)
+        pack.main([str(ddlp.path), str(packed.with_name("ddlp"))])
+    assert (packed / "obj3d128_ddlp.pth").is_file() != beside
+    assert 0 < checkpoints.load(packed / "saves" / "model.pth")["step"] == 7
+    videos = load_model(packed).sample(2, FRAMES, seed=4, sampler="ddim", steps=3)
+    assert (videos - expected).abs().mean() < 2e-3 and not torch.equal(videos, expected)
+    both = packed, released
+    size, original = (sum(path.stat().st_size for path in folder.rglob("*.pth")) for folder in both)
+    assert size < 0.6 * original
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])

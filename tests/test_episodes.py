@@ -292,14 +292,14 @@ def test_an_interruption_leaves_nothing(root, monkeypatch, error):
 
 
 def test_what_a_killed_process_left_is_removed(root):
-    """An hour later: until then another process may write to it."""
+    """On another machine an hour later: until then a process there may write to it."""
     (root / ".cache").mkdir()
     left, fresh, other = (
         root / ".cache" / f".text_{name}.part.npy"
         for name in (
-            "train_4_0123456789abcdef.01234567",
-            "train_4_0123456789abcdef.89abcdef",
-            "val_4_0123456789abcdef.0",
+            "train_4_0123456789abcdef.0123abcd-1-01234567",
+            "train_4_0123456789abcdef.0123abcd-1-89abcdef",
+            "val_4_0123456789abcdef.0123abcd-1-01234567",
         )
     )
     for path in (left, fresh, other):
@@ -309,7 +309,7 @@ def test_what_a_killed_process_left_is_removed(root):
     TextVideos(root, "train", 4, 3)
     assert not left.exists() and fresh.exists() and other.exists()
     whole = cache_file(root)
-    later = whole.with_name(f".{whole.stem}.01234567.part.npy")
+    later = whole.with_name(f".{whole.stem}.0123abcd-1-01234567.part.npy")
     later.write_text("half")
     os.utime(later, times=(time.time() - 3700,) * 2)
     TextVideos(root, "train", 4, 3)
@@ -322,7 +322,7 @@ def test_processes_at_once_decode_once_and_outlive_a_killed_one(root, monkeypatc
     )
     assert done.returncode == 0, done.stderr
     assert len((root / "begun").read_text().split()) == 2
-    assert len(list(root.glob(".cache/.*.part.npy"))) == 1 and cache_file(root)  # that of the killed one is left
+    assert not list(root.glob(".cache/.*.part.npy")) and cache_file(root)  # that of the killed one is gone
     monkeypatch.setattr(frame_cache, "_write", None)
     assert len(items_of(TextVideos(root, "train", 4, 3))) == 9
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from training.batches import RunningMeans, ShuffledBatches
 from training.graphs import GraphedSteps
 from utils import checkpoints
-from utils.device import autocast, check_cuda_graphs
+from utils.device import autocast, check_cuda_graphs, choose_kernels, describe_device
 from utils.errors import UserError
 from utils.plotting import loss_graph
 from utils.random_state import preserve_random_state, random_state, set_random_state
@@ -127,8 +127,9 @@ class Task(ABC):
 class TrainingLoop:
     """Trains a `Task`'s model: `TrainingLoop(task, config, accelerator, resume_command).fit(run)`.
 
-    config: of it `seed`, `batch_size`, `precision` and `cuda_graphs` are read; resume_command: what a user types,
-    before the run directory, to go on with a run that was stopped. A run that goes on needs `resume(run)` before `fit`.
+    config: of it `seed`, `batch_size`, `precision`, `tf32`, `deterministic` and `cuda_graphs` are read;
+    resume_command: what a user types, before the run directory, to go on with a run that was stopped. A run that goes
+    on needs `resume(run)` before `fit`.
     """
 
     def __init__(self, task, config, accelerator, resume_command):
@@ -136,6 +137,7 @@ class TrainingLoop:
         self.run = None
         self.clock = None  # when the interval's first step was done, and which it was
         self.best, self.means, self.interruption = {}, RunningMeans(), Interruption()
+        choose_kernels(config.tf32, config.deterministic, fixed_shapes=True)
         set_seed(config.seed, device_specific=True)
         model = task.build_model()
         optimizer, decay = task.make_optimizer(model)
@@ -162,7 +164,7 @@ class TrainingLoop:
     def fit(self, run):
         """Train to the end, in `run`. Returns whether it got there, not stopped by a signal."""
         self.run = run
-        for line in (f"run directory: {run.path}", *self.task.notes):
+        for line in (f"run directory: {run.path}", describe_device(self.accelerator, self.config), *self.task.notes):
             self._say(line)
         progress = self.progress
         if self.task.end(progress) is not None and not progress.evaluation_due:

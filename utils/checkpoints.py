@@ -5,12 +5,16 @@ released files and ours are interchangeable.
 """
 
 import hashlib
+import sys
+import warnings
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.foreign_weights import describe, describe_file, find_weights, is_safetensors, kind_of_weights, refusal
 
 
 def save(contents, path):
@@ -20,25 +24,47 @@ def save(contents, path):
 
 
 def load(path, device="cpu"):
-    """The contents of a file that `save` or `torch.save` wrote; only tensors and plain Python values are accepted.
+    """The contents of a file that `save`, `torch.save` or safetensors wrote; only tensors and plain Python values are
+    accepted.
 
-    Raises `UserError` if there is no such file or if it cannot be read.
+    Raises `UserError` if there is no such file or if it cannot be read; one that torch refuses for safety is told how
+    to be saved again.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; legal: a checkpoint file")
+    if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file")
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        if is_safetensors(path):
+            return load_file(path, device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of formats that then fail
+            return torch.load(path, map_location=device, weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # bytes that are no checkpoint make the unpickler fail in any way
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: not a readable checkpoint (truncated, or of another kind): {reason[:200]}") from error
+        refused = refusal(path, error)
+        raise UserError(f"{path}: {refused or f'not a readable checkpoint: {describe_file(path)}'}") from error
 
 
 def load_weights(model, path):
     """Load a file of weights, strictly, into `model`, which stays as it was where they do not fit.
 
-    Raises `UserError` that names the file and what differs.
+    The weights may be wrapped: in a dict, beside an optimiser or an epoch, with names that begin with what wrapped the
+    model. Which were taken is said on stderr. Raises `UserError` that names the file and what it is or what differs.
     """
-    insert_weights(model, load(path), path)
+    contents, expected = load(path), model.state_dict()
+    found, others = find_weights(contents, expected, optional_entries(model))
+    if found is None:
+        raise UserError(f"{path}: holds {describe(contents)}; legal: the weights of a {type(model).__name__}")
+    kind, wanted = kind_of_weights(found.weights), kind_of_weights(expected)
+    if kind != wanted and wanted is not None and kind is not None:
+        raise UserError(f"{path}: holds {kind}; legal: {wanted}")
+    if not found.is_plain:
+        also = f"; not taken: {'; '.join(map(str, others))}" if others else ""
+        print(f"{path}: took the weights in {found}{also}", file=sys.stderr)
+    insert_weights(model, found.weights, f"{path} ({found.place})" if found.place else path)
 
 
 def insert_weights(model, weights, path):

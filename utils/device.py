@@ -1,4 +1,4 @@
-"""Which device, how many processes and which precision: decided here alone."""
+"""Which device, how many processes, which precision and which kernels: decided here alone."""
 
 import atexit
 import os
@@ -47,6 +47,7 @@ def add_device_arguments(parser):
 
 def device_of(args):
     """The `torch.device` of a command that predicts or measures; "cuda" falls back to the CPU."""
+    choose_kernels()
     return torch.device(check_device("cpu" if args.cpu else args.device))
 
 
@@ -59,6 +60,37 @@ def check_device(device):
     count = torch.cuda.device_count()
     check("device", device, f"cuda:0 to cuda:{count - 1}, cuda or cpu", int(device.partition(":")[2] or 0) < count)
     return device
+
+
+def choose_kernels(tf32=True, deterministic=False, fixed_shapes=False):
+    """Choose among the kernels that compute the same to rounding, for the whole process.
+
+    tf32: whether a GPU's convolutions round what they multiply to 10 bits; matrix products, which make positions, never
+    do. deterministic: only kernels that give the same bits in every run. fixed_shapes: whether all steps have the same
+    shapes; then cudnn tries its kernels once and takes the fastest, unless `deterministic`.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = fixed_shapes and not deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a GPU's first product is computed
+
+
+def describe_device(accelerator, config):
+    """What a run computes on and with, as a line."""
+    device, count = accelerator.device, accelerator.num_processes
+    words = [f"device: {device.type}", f"{count} process{'es' if count > 1 else ''}", config.precision]
+    if device.type == "cuda":
+        words[0] += f" ({torch.cuda.get_device_name(device)})"
+        words.append(f"TF32 in convolutions {'on' if torch.backends.cudnn.allow_tf32 else 'off'}")
+        words.append(f"cudnn's search for kernels {'on' if torch.backends.cudnn.benchmark else 'off'}")
+    words.append("fused Adam")
+    if torch.are_deterministic_algorithms_enabled():
+        words.append("deterministic kernels")
+    elif device.type == "cuda":
+        words.append("not deterministic: another run, or one that goes on, agrees to rounding")
+    return ", ".join(words)
 
 
 def autocast(device, precision):

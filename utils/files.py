@@ -1,19 +1,23 @@
 """Files that are never half-written, JSON among them, locks between processes, and how many cores there are."""
 
 import glob
+import hashlib
 import json
 import os
+import platform
 import secrets
 import sys
 import time
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 from utils.errors import UserError
 
-ABANDONED = 3600  # seconds after which a temporary file that nobody writes to is taken for a killed process's
+ABANDONED = 3600  # seconds after which a temporary file of another machine that nobody writes to is given up
 
 
 @contextmanager
@@ -21,32 +25,71 @@ def atomic_write(path, replace=True):
     """Write a file under a temporary name in the same folder, then move it into place.
 
     Yields the temporary path, which is no other process's and has the same ending. Whatever happens before the move,
-    `path` keeps what it held; what killed processes left is deleted by whoever writes to `path` an hour later. Raises
-    `UserError` where it cannot be written.
+    `path` keeps what it held; what a killed process left is deleted by whoever writes to `path` next (on another
+    machine: an hour later). Raises `UserError` where it cannot be written.
 
     replace: whether a file that appeared at `path` in the meantime is replaced; else it is left.
     """
     path = Path(path)
     remove_abandoned(path.parent, glob.escape(path.stem), path.suffix)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
+    writer = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.stem}.{writer}.part{path.suffix}")
+    before = _identity(path)
     try:
         yield temporary
         with open(temporary, "r+b") as file:  # Windows flushes only what may be written to
             os.fsync(file.fileno())
-        if replace or not path.exists():
+        if replace or _identity(path) in (None, before):
             os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it was moved, was never made or cannot be reached any more
+            temporary.unlink()
+
+
+def _identity(path):
+    """What tells the file at `path` from one that takes its place; None where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def remove_abandoned(folder, stem, suffix):
     """Delete what processes that were killed in `atomic_write` left of files of these names; stem: a pattern."""
     for temporary in folder.glob(f".{stem}.*.part{suffix}"):
         with suppress(OSError):  # another process deletes or moves it, or it may not be deleted: it is left
-            if time.time() - temporary.stat().st_mtime > ABANDONED:
+            if _is_abandoned(temporary):
                 temporary.unlink()
+
+
+def _is_abandoned(temporary):
+    machine, _, rest = temporary.name.removesuffix(f".part{temporary.suffix}").rpartition(".")[2].partition("-")
+    process = rest.partition("-")[0]
+    if machine == _machine() and process.isdecimal() and not _is_running(int(process)):
+        return True
+    return time.time() - temporary.stat().st_mtime > ABANDONED
+
+
+def _is_running(process):
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
+@cache
+def _machine():
+    """A short name of what a process number is unique in: a container or machine since it was started."""
+    try:
+        place = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        place = platform.node()
+    return hashlib.sha256(place.encode()).hexdigest()[:8]
 
 
 def make_folder(path):

@@ -1,0 +1,193 @@
+"""Weights as people have them: where they are in what a file holds, and what a file is that cannot be loaded."""
+
+import json
+import re
+import shlex
+import zipfile
+from typing import NamedTuple
+
+import torch
+
+DEPTH = 3  # dicts in dicts in which weights are looked for
+# Parts of names that wrappers put in wherever a wrapped module is: torch.compile's, FSDP's, activation checkpointing's.
+WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+AVERAGE = re.compile(r"(^|[._])(ema|swa|averaged?)([._]|$)", re.IGNORECASE)
+LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # of what torch.save wrote before it wrote zip files
+SIGNATURES = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself: git lfs pull",
+    b"<": "a web page or XML, not the file that was meant to be downloaded",
+    b"\x1f\x8b": "a gzip archive: unpack it",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy array",
+}
+
+
+class FoundWeights(NamedTuple):
+    """A state dict found in a file: under the keys `place`, "" for the file itself; its names began with `prefix`, and
+    contained `wrappers`, all taken off."""
+
+    weights: dict
+    place: str
+    prefix: str
+    wrappers: tuple
+
+    @property
+    def is_plain(self):
+        return not (self.place or self.prefix or self.wrappers)
+
+    def __str__(self):
+        prefix = f"names that begin with {self.prefix}" if self.prefix else ""
+        wrappers = f"names without {' and '.join(self.wrappers)}" if self.wrappers else ""
+        return ", ".join(part for part in (f"{self.place!r}" if self.place else "", prefix, wrappers) if part)
+
+
+def find_weights(contents, expected, optional):
+    """The `FoundWeights` in what a file holds that fit a model best, and a list of others that fit as well.
+
+    expected: the names of the model's state dict; optional: the last parts of those that may be missing. Weights that
+    are not wrapped come first, then a moving average. Where none fit, those that share most names; None where none
+    share any.
+    """
+    found = list(_search(contents, set(expected)))
+    fitting = [
+        each
+        for each in found
+        if all(name.rpartition(".")[2] in optional for name in each.weights.keys() ^ set(expected))
+    ]
+    if fitting:
+        fitting.sort(key=lambda each: (not each.is_plain, not AVERAGE.search(f"{each.place}.{each.prefix}")))
+        return fitting[0], fitting[1:]
+    return max(found, key=lambda each: len(each.weights.keys() & set(expected)), default=None), []
+
+
+def _search(contents, expected, place="", depth=DEPTH):
+    """Yield the `FoundWeights` with any of the expected names, in a dict and in the dicts in it."""
+    if not isinstance(contents, dict) or depth == 0:
+        return
+    tensors = {name: value for name, value in contents.items() if isinstance(name, str) and torch.is_tensor(value)}
+    wrappers = tuple(sorted({part for name in tensors for part in name.split(".") if part in WRAPPERS}))
+    if wrappers:
+        tensors = {
+            ".".join(part for part in name.split(".") if part not in WRAPPERS): value for name, value in tensors.items()
+        }
+    for prefix in dict.fromkeys(prefix for name in tensors for prefix in _prefixes(name, expected)):
+        weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        yield FoundWeights(weights, place, prefix, wrappers)
+    for name, value in contents.items():
+        yield from _search(value, expected, f"{place}.{name}" if place else str(name), depth - 1)
+
+
+def _prefixes(name, expected):
+    """Yield what stands before an expected name at the end of a name."""
+    starts = [0, *(match.end() for match in re.finditer(r"\.", name))]
+    yield from (name[:start] for start in starts if name[start:] in expected)
+
+
+def kind_of_weights(names):
+    """What these names of a state dict are the weights of, of what is known here; None for anything else."""
+    parts = {name.partition(".")[0] for name in names}
+    if "dyn_module" in parts:
+        return "the weights of a DDLP"
+    if "fg_module" in parts:
+        return "the weights of a DLPv2"
+    if {"betas", "alphas_cumprod"} <= parts or {"online_model", "ema_model"} <= parts:
+        return "the weights of a DiffuseDDLP"
+    return "the statistics of a DiffuseDDLP's particles" if {"min_val", "min_val_bg"} <= parts else None
+
+
+def describe(contents):
+    """What a file holds, in words."""
+    if torch.is_tensor(contents):
+        return f"a tensor {list(contents.shape)}"
+    if not isinstance(contents, dict):
+        return f"a {type(contents).__name__}"
+    names = [str(name) for name in contents]
+    if not names:
+        return "an empty dict"
+    if set(names) == {"state", "param_groups"}:
+        return "the state of an optimiser"
+    listed = f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+    if all(torch.is_tensor(value) for value in contents.values()):
+        return kind_of_weights(names) or f"the weights of another model ({listed})"
+    return f"a dict of {listed}"
+
+
+def describe_file(path):
+    """What a file is that `torch.load` does not read, in words."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if not start:
+        return "it is empty"
+    for signature, kind in SIGNATURES.items():
+        if start.lstrip().startswith(signature):
+            return f"it is {kind}"
+    if start[257:262] == b"ustar":
+        return "it is a tar archive: unpack it"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            names = file.namelist()
+        if any(name.endswith("/constants.pkl") for name in names):
+            return "it is a TorchScript program: save its state_dict() instead"
+        if names and all(name.endswith(".npy") for name in names):
+            return "it is a file of NumPy arrays"
+        if not any(name.endswith("/data.pkl") for name in names):
+            return "it is a zip archive: unpack it"
+    return "it is truncated, damaged or of another kind"
+
+
+def is_plain_pickle(path):
+    """Whether a file is a pickle that `torch.save` did not write."""
+    with open(path, "rb") as file:
+        start = file.read(len(LEGACY_START))
+    return start[:1] == b"\x80" and start != LEGACY_START
+
+
+def is_safetensors(path):
+    """Whether a file is in the format safetensors: the length of a header, then the header, JSON."""
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def refusal(path, error):
+    """Of a file that `torch.load` refuses for safety with `error`: what it holds, and how to save it again; in words.
+
+    None if it was something else that failed.
+    """
+    old, new = json.dumps(str(path)), json.dumps(str(path.with_name(f"{path.stem}_weights.pth")))
+    if is_plain_pickle(path):
+        command = f'import pickle, torch; torch.save(pickle.load(open({old}, "rb")), {new})'
+        return _refusal("Python pickle", command)
+    unsupported = re.search(
+        r"(?:Unsupported global: GLOBAL|Unsupported class|Trying to instantiate class) (\S+)", str(error)
+    )
+    if unsupported is None:
+        return None
+    try:
+        kinds = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except ValueError:  # written by an old torch.save
+        kinds = []
+    load = f"torch.load({old}, weights_only=False)"
+    if any(kind.startswith("torch.nn.") for kind in kinds):
+        others = sorted(kind for kind in kinds if not kind.startswith(("torch.", "numpy.", "collections.")))
+        return _refusal(
+            f"whole model ({(others or sorted(kinds))[0]})", f"import torch; torch.save({load}.state_dict(), {new})"
+        )
+    kinds = sorted(kind for kind in kinds if kind != "numpy.dtype") or [unsupported[1]]
+    command = (
+        f"import torch; saved = {load}; "
+        f"torch.save({{k: v for k, v in saved.items() if isinstance(v, (dict, torch.Tensor))}}, {new})"
+    )
+    return _refusal(" and a ".join(_in_words(kind) for kind in kinds[:3]), command)
+
+
+def _in_words(kind):
+    words = {"scalar": "NumPy number", "_reconstruct": "NumPy array"}
+    return words.get(kind.rpartition(".")[2], kind) if kind.startswith("numpy.") else kind
+
+
+def _refusal(what, command):
+    article = "an" if what[0] in "aeiou" else "a"
+    return (
+        f"holds {article} {what}, which is not loaded for safety; if you trust where it comes from, save its weights"
+        f" again: python -c {shlex.quote(command)}"
+    )
