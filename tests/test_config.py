@@ -41,6 +41,7 @@ ADDED = {
     "grad_clip": None,
     "ema": None,
     "compile": False,
+    "checkpointing": False,
     "tf32": True,
     "deterministic": False,
     "seed": 0,
