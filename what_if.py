@@ -157,6 +157,18 @@ def draw_particles(frames, particles):
     )
 
 
+def comparison_panels(video, compared, cond_steps):
+    """The panels of an animation: the truth, a video [T, 3, H, W]; its prediction; the altered prediction. The latter
+    two, a `Comparison` of T frames, with numbered particles."""
+    predicted = draw_particles(compared.video, compared.particles)
+    altered = draw_particles(compared.altered_video, compared.altered_particles)
+    return [
+        ground_truth_panel(enlarge(video, zoom_factor(video, CANVAS))),
+        prediction_panel(predicted, cond_steps),
+        Panel(altered, [f"WHAT IF:{t}" for t in range(len(altered))], ["orange"] * len(altered)),
+    ]
+
+
 def describe(particles):
     """A line per particle of one frame's `Particles` [K, ...]."""
     sides = torch.sigmoid(particles.z_scale)
@@ -242,14 +254,8 @@ def show_comparison(args, request, video, edits):
     compared = what_if(
         request.model, video.to(request.device), edits, request.horizon, request.cond_steps, request.deterministic
     )
-    predicted = draw_particles(compared.video, compared.particles)
-    altered = draw_particles(compared.altered_video, compared.altered_particles)
-    panels = [
-        ground_truth_panel(enlarge(video, zoom_factor(video, CANVAS))),
-        prediction_panel(predicted, request.cond_steps),
-        Panel(altered, [f"WHAT IF:{t}" for t in range(len(altered))], ["orange"] * len(altered)),
-    ]
     path = output_path(args, request, f"episode_{args.episode}.{args.format}")
+    panels = comparison_panels(video, compared, request.cond_steps)
     save_animation(side_by_side(panels), path, request.config.animation_fps)
     print(path)
 
