@@ -15,12 +15,13 @@ from eval.image_metrics import ImageMetrics
 from eval.tracking import pixel_positions
 from modules.particles import VISIBLE
 from rundir import load_model
+from rundir.edits import Edit
 from utils.animation import generated_panel, ground_truth_panel, prediction_panel, save_animation, side_by_side
 from utils.device import add_device_arguments, device_of
 from utils.errors import run_command
 from utils.files import atomic_write, make_folder
 from utils.plotting import horizon_graph, save_image
-from what_if import Edit, comparison_panels, what_if
+from what_if import comparison_panels, what_if
 
 ROOT = Path(__file__).resolve().parent
 SEEN, HORIZON = 10, 40  # frames of a video: those that the model sees, and all
@@ -69,7 +70,7 @@ def ask_what_if(model, examples, folder):
     edit = move_first_object(model, video, positions, sizes)
     compared = what_if(model, video, [edit], HORIZON, SEEN)
     path = folder / "what_if.gif"
-    _animate(comparison_panels(video, compared, SEEN), path)
+    _animate(comparison_panels(compared, video, SEEN), path)
     particles = ",".join(map(str, edit.particles))
     return [path], [
         ["particles moved", particles],

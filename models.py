@@ -207,6 +207,25 @@ class ParticleModel(nn.Module):
             "alpha_masks": decoding.alpha_masks,
         }
 
+    @torch.no_grad()
+    def track(self, x, bg_masks_from_fg=False):
+        """The particles of clips [B, T, C, H, W] of any length: `Particles` [B, T, ...], the posteriors' means."""
+        self._check_input(x, dims=(5,))
+        encoding = self._encode_clip(x, Stage(deterministic=True)).merge_time()
+        mask = self.fg_module.decode(encoding.particles, alpha_masks=False)[2] if bg_masks_from_fg else None
+        self._encode_background(x.flatten(0, 1), encoding, Stage(deterministic=True), mask)
+        return encoding.particles.split_time(x.shape[1])
+
+    @torch.no_grad()
+    def render(self, particles):
+        """Draw `Particles` [B, T, ...]: [B, T, C, H, W]. A few frames at a time, so that long videos fit in memory."""
+        frames, count = particles.merge_time(), particles.z.shape[0] * particles.z.shape[1]
+        parts = [
+            self._decode(frames.map(lambda x, start=start: x[start : start + FRAMES_AT_ONCE]), alpha_masks=False).rec
+            for start in range(0, count, FRAMES_AT_ONCE)
+        ]
+        return torch.cat(parts).unflatten(0, particles.z.shape[:2])
+
     # ----------------------------------------------------------------------------------------------------- the loss
 
     def _static_kl(self, posterior, proposals, stage, kl_balance):
@@ -655,31 +674,12 @@ class ObjectDynamicsDLP(ParticleModel):
         }
 
     @torch.no_grad()
-    def track(self, x, bg_masks_from_fg=False):
-        """The particles of clips [B, T, C, H, W] of any length: `Particles` [B, T, ...], the posteriors' means."""
-        self._check_input(x, dims=(5,))
-        encoding = self._encode_clip(x, Stage(deterministic=True)).merge_time()
-        mask = self.fg_module.decode(encoding.particles, alpha_masks=False)[2] if bg_masks_from_fg else None
-        self._encode_background(x.flatten(0, 1), encoding, Stage(deterministic=True), mask)
-        return encoding.particles.split_time(x.shape[1])
-
-    @torch.no_grad()
     def predict(self, particles, num_steps, deterministic=True, constrain=None):
         """`Particles` [B, T, ...] of the first frames -> [B, T + num_steps, ...], PINT's predictions behind them.
 
         constrain: a function that is applied to each predicted frame, `Particles` [B, 1, ...], before it is used.
         """
         return self.dyn_module.roll_out(particles, num_steps, deterministic, constrain)
-
-    @torch.no_grad()
-    def render(self, particles):
-        """Draw `Particles` [B, T, ...]: [B, T, C, H, W]. A few frames at a time, so that long videos fit in memory."""
-        frames, count = particles.merge_time(), particles.z.shape[0] * particles.z.shape[1]
-        parts = [
-            self._decode(frames.map(lambda x, start=start: x[start : start + FRAMES_AT_ONCE]), alpha_masks=False).rec
-            for start in range(0, count, FRAMES_AT_ONCE)
-        ]
-        return torch.cat(parts).unflatten(0, particles.z.shape[:2])
 
     def calc_elbo(
         self,

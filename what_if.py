@@ -1,27 +1,32 @@
-"""Ask a trained DDLP "what if": change particles in the frames that it sees, and compare the two predictions.
+"""Ask a trained model "what if": change particles in the frames that it sees, and compare the two predictions.
 
   python what_if.py -p RUN_DIR --episode 3                      numbers the particles of the last frame that is seen
   python what_if.py -p RUN_DIR --episode 3 --move 2:+0.1,-0.2 --remove 4 --scale 1:1.3 --horizon 60
+  python what_if.py -p RUN_DIR --video my.mp4 --move 2@9:+0.1,-0.2
+  python what_if.py --edits FILE
 
-The second writes an animation: the truth, the prediction and the altered prediction, with numbered particles. Edits are
-applied in the order given, to every frame that the model sees, so that motion is kept. Several particles that make up
-one object are edited together: --move 2,5:+0.1,-0.2. Positions are (y, x) from -1 to 1, from the first pixel to the
-last, y downwards. Only small changes stay within what the model has learned.
+The second writes an animation: the truth, the prediction and the altered prediction, with numbered particles; for a
+DLPv2, which predicts nothing, an image. A DiffuseDDLP generates the first frames, from --seed. Edits are applied in the
+order given, to every frame that the model sees, so that motion is kept, or (third) to one of them, from where they fade
+out to the first and the last: so motion is changed. Several particles that make up one object are edited together:
+--move 2,5:+0.1,-0.2. Positions are (y, x) from -1 to 1, from the first pixel to the last, y downwards. Only small
+changes stay within what the model has learned. The last replays what interactive_gui.py saved.
 
-From Python: `what_if(model, video, [Edit("move", (2,), (0.1, -0.2))], horizon=60)`.
+From Python: `what_if(model, video, [Edit("move", (2,), (0.1, -0.2))], horizon=60)`, with `rundir.edits.Edit`.
 """
 
 import argparse
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from datasets.get_dataset import first_frames, video_dataset
+from datasets.examples import read_clip
+from datasets.get_dataset import first_frames, image_dataset, video_dataset
 from eval.eval_model import check_horizon
 from modules.particles import VISIBLE, Particles
-from rundir.prediction import add_prediction_arguments, open_prediction
+from rundir.edits import EDITS, EditFile, apply_edits, constraint, edit_form, parse_edit
+from rundir.prediction import add_prediction_arguments, open_prediction, particle_config
 from training.loop import preserve_random_state
 from utils.animation import ANIMATION_FORMATS, Panel, ground_truth_panel, prediction_panel, save_animation, side_by_side
 from utils.errors import UserError, run_command
@@ -29,80 +34,6 @@ from utils.files import make_folder
 from utils.plotting import enlarge, plot_keypoints_on_image_batch, save_image, zoom_factor
 
 CANVAS = 256  # pixels: smaller frames are enlarged before numbered particles are drawn on them
-# What can be done to a particle: the names of the values, and what it does.
-EDITS = {
-    "move": (("DY", "DX"), "move by so much"),
-    "place": (("Y", "X"), "move to where it is there in the last frame seen"),
-    "scale": (("FACTOR",), "make it so many times as high and wide"),
-    "depth": (("CHANGE",), "move it back (above 0) or to the front"),
-    "transparency": (("VALUE",), "set its transparency, 0 (invisible) to 1, and keep it"),
-    "appearance": (("OTHER",), "give it the appearance of the particle OTHER"),
-    "remove": ((), "make it invisible, for good"),
-}
-# Of the edits whose value cannot be any number: what it can be.
-LEGAL_VALUES = {
-    "scale": ("above 0", lambda value: value > 0),
-    "transparency": ("0 to 1", lambda value: 0 <= value <= 1),
-    "appearance": ("a particle's number", lambda value: value >= 0 and value == int(value)),
-}
-
-
-@dataclass(frozen=True)
-class Edit:
-    """A change of some particles. kind: a key of `EDITS`, which says how many `values` it has; particles: their
-    numbers, from 0. `UserError` where these are not legal."""
-
-    kind: str
-    particles: tuple[int, ...]
-    values: tuple[float, ...] = ()
-
-    def __post_init__(self):
-        if self.kind not in EDITS:
-            raise UserError(f"unknown edit {self.kind}; legal: {', '.join(EDITS)}")
-        names, given = EDITS[self.kind][0], len(self.values)
-        if given != len(names):
-            raise UserError(
-                f"{self.kind} has {given} values; legal: {len(names)}{' ' if names else ''}{', '.join(names)}"
-            )
-        if not all(math.isfinite(value) for value in self.values):
-            raise UserError(f"{self.kind} is {', '.join(f'{value:g}' for value in self.values)}; legal: finite numbers")
-        words, is_legal = LEGAL_VALUES.get(self.kind, ("", lambda value: True))
-        if self.values and not is_legal(self.values[0]):
-            raise UserError(f"{self.kind} is {self.values[0]:g}; legal: {words}")
-
-    def check(self, count):
-        """`UserError` unless there are such particles among `count`."""
-        others = [int(self.values[0])] if self.kind == "appearance" else []
-        for k in (*self.particles, *others):
-            if not 0 <= k < count:
-                raise UserError(f"{self.kind}: there is no particle {k}; legal: 0 to {count - 1}")
-
-    def apply(self, particles):
-        """`Particles` [B, T, ...], changed in all frames."""
-        k = list(self.particles)
-        z, z_scale, z_depth, obj_on, z_features = (
-            x.clone()
-            for x in (particles.z, particles.z_scale, particles.z_depth, particles.obj_on, particles.z_features)
-        )
-        if self.kind == "move":
-            z[:, :, k] += z.new_tensor(self.values)
-        elif self.kind == "place":
-            z[:, :, k] += z.new_tensor(self.values) - z[:, -1:, k]
-        elif self.kind == "scale":
-            fraction = torch.sigmoid(z_scale[:, :, k]) * self.values[0]
-            z_scale[:, :, k] = fraction.clamp(max=1 - 1e-4).logit()
-        elif self.kind == "depth":
-            z_depth[:, :, k] += self.values[0]
-        elif self.kind == "appearance":
-            z_features[:, :, k] = z_features[:, :, [int(self.values[0])]]
-        else:
-            obj_on[:, :, k] = self.kept_transparency
-        return Particles(z, z_scale, z_depth, obj_on, z_features, particles.z_bg)
-
-    @property
-    def kept_transparency(self):
-        """The transparency that the particles keep in the predicted frames too, or None."""
-        return {"remove": 0.0, "transparency": self.values[0] if self.values else None}.get(self.kind)
 
 
 @dataclass
@@ -127,24 +58,19 @@ def what_if(model, video, edits, horizon=60, cond_steps=None, deterministic=True
     check_horizon(horizon, cond_steps)
     if len(video) < cond_steps:
         raise UserError(f"the video has {len(video)} frames; legal: at least cond_steps, {cond_steps}")
-    seen = model.track(video[None, :cond_steps])
-    altered = seen
-    for edit in edits:
-        edit.check(seen.z.shape[2])
-        altered = edit.apply(altered)
-    kept = [(list(edit.particles), edit.kept_transparency) for edit in edits if edit.kept_transparency is not None]
+    return compare(model, model.track(video[None, :cond_steps]), edits, horizon, deterministic)
 
-    def keep_transparency(frame):
-        obj_on = frame.obj_on.clone()
-        for particles, value in kept:
-            obj_on[:, :, particles] = value
-        return replace(frame, obj_on=obj_on)
 
-    with preserve_random_state():
-        predicted = model.predict(seen, horizon - cond_steps, deterministic)
-    altered = model.predict(altered, horizon - cond_steps, deterministic, keep_transparency)
-    images, altered_images = model.render(predicted)[0], model.render(altered)[0]
-    return Comparison(images, predicted.map(lambda x: x[0]), altered_images, altered.map(lambda x: x[0]))
+@torch.no_grad()
+def compare(model, seen, edits, horizon, deterministic=True):
+    """`what_if` of `Particles` [1, T, ...] that are known already; of any particle model where the horizon is T."""
+    altered, unseen = apply_edits(seen, edits), horizon - seen.z.shape[1]
+    if unseen:
+        with preserve_random_state():
+            predicted = model.predict(seen, unseen, deterministic)
+        seen, altered = predicted, model.predict(altered, unseen, deterministic, constraint(edits))
+    images, altered_images = model.render(seen)[0], model.render(altered)[0]
+    return Comparison(images, seen.map(lambda x: x[0]), altered_images, altered.map(lambda x: x[0]))
 
 
 def draw_particles(frames, particles):
@@ -155,18 +81,6 @@ def draw_particles(frames, particles):
     return plot_keypoints_on_image_batch(
         points, canvas, radius=3, max_imgs=len(canvas), kp_range=(-1, 1), plot_numbers=True
     )
-
-
-def comparison_panels(video, compared, cond_steps):
-    """The panels of an animation: the truth, a video [T, 3, H, W]; its prediction; the altered prediction. The latter
-    two, a `Comparison` of T frames, with numbered particles."""
-    predicted = draw_particles(compared.video, compared.particles)
-    altered = draw_particles(compared.altered_video, compared.altered_particles)
-    return [
-        ground_truth_panel(enlarge(video, zoom_factor(video, CANVAS))),
-        prediction_panel(predicted, cond_steps),
-        Panel(altered, [f"WHAT IF:{t}" for t in range(len(altered))], ["orange"] * len(altered)),
-    ]
 
 
 def describe(particles):
@@ -189,50 +103,98 @@ class _CollectEdit(argparse.Action):
         namespace.edits = [*namespace.edits, (self.dest, text)]
 
 
-def parse_edit(kind, text):
-    """The `Edit` in ``K[,K...][:VALUE[,VALUE...]]``."""
-    names, _ = EDITS[kind]
-    numbers, _, values = text.partition(":")
-    try:
-        particles = tuple(int(number) for number in numbers.split(","))
-        values = tuple(float(value) for value in values.split(",")) if values else ()
-    except ValueError:
-        raise UserError(f"--{kind} {text}: not numbers; legal: --{kind} {_form(names)}") from None
-    try:
-        return Edit(kind, particles, values)
-    except UserError as error:
-        raise UserError(f"--{kind} {text}: {error}") from None
-
-
-def _form(names):
-    return f"K{':' if names else ''}{','.join(names)}"
-
-
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_prediction_arguments(parser, horizon="the run's animation_horizon")
-    parser.add_argument("--episode", type=int, default=0, metavar="N", help="which video, from 0 (default: 0)")
-    parser.add_argument("--format", choices=ANIMATION_FORMATS, default="gif", help="of the animation (default: gif)")
+    add_prediction_arguments(parser, horizon="the run's animation_horizon", needs_path=False)
+    parser.add_argument("--episode", type=int, metavar="N", help="which of the data set's, from 0 (default: 0)")
+    parser.add_argument("--video", metavar="PATH", help="a video, folder of frames or image of one's own instead")
+    parser.add_argument("--format", choices=ANIMATION_FORMATS, help="of the animation (default: gif)")
     parser.add_argument("--out", metavar="PATH", help="file to write (default: RUN_DIR/what_if/episode_N.gif)")
-    group = parser.add_argument_group("edits", "K is a particle's number, or several: 2,5")
-    for kind, (names, meaning) in EDITS.items():
-        group.add_argument(f"--{kind}", action=_CollectEdit, metavar=_form(names), help=meaning)
+    parser.add_argument(
+        "--edits", dest="file", metavar="FILE", help="edits that the editor saved, and all that is not given beside it"
+    )
+    group = parser.add_argument_group(
+        "edits", "K is a particle's number, or several: 2,5; FRAME changes one of the seen frames, from 0, not all"
+    )
+    for kind, (_, meaning) in EDITS.items():
+        group.add_argument(f"--{kind}", action=_CollectEdit, metavar=edit_form(kind), help=meaning)
     parser.set_defaults(edits=[])
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.path is None and args.file is None:
+        parser.error("the following arguments are required: -p/--path, or --edits")
+    if args.video is not None and args.episode is not None:
+        parser.error("--video and --episode are two things to see; legal: one of them")
+    return args
 
 
 def main(arguments=None):
     args = parse_arguments(arguments)
     edits = [parse_edit(kind, text) for kind, text in args.edits]
-    request = open_prediction(args)
-    videos = video_dataset(request.config, request.mode, request.horizon)
-    if not 0 <= args.episode < len(videos):
-        raise UserError(f"--episode is {args.episode}; legal: 0 to {len(videos) - 1}")
-    video = first_frames(videos[args.episode], request.horizon)[0]
+    if args.file is not None:
+        edits = [*take_over(args, EditFile.read(args.file)), *edits]
+    request = open_prediction(args, kinds=("ddlp", "dlp", "diffuse_ddlp"))
+    source = open_source(args, request)
     if edits:
-        show_comparison(args, request, video, edits)
+        show_comparison(args, request, source, edits)
     else:
-        show_particles(args, request, video)
+        show_particles(args, request, source)
+
+
+def take_over(args, file):
+    """Set the arguments that are not given to what an `EditFile` says; returns its edits."""
+    if args.path is None:
+        args.path = file.model
+    if args.video is None and args.episode is None:
+        args.video = file.video
+    if args.cond_steps == -1:
+        args.cond_steps = file.cond_steps
+    if args.horizon is None:
+        args.horizon = file.horizon
+    if args.seed == 0 and file.seed is not None:
+        args.seed = file.seed
+    return file.edits
+
+
+@dataclass
+class Source:
+    """What is asked about: the `Particles` [1, T, ...] of the frames that are seen, the frames that there are
+    [F, 3, H, W] (of what is generated None), and a name for what is written."""
+
+    particles: Particles
+    frames: torch.Tensor | None
+    name: str
+
+
+def open_source(args, request):
+    """The `Source` that the arguments name."""
+    if request.diffusion is not None:
+        if args.video is not None or args.episode is not None:
+            raise UserError(f"{request.run.path}: a DiffuseDDLP sees nothing; legal: --seed, no --video or --episode")
+        particles = request.diffusion.sample_particles(1, request.cond_steps, seed=args.seed)
+        return Source(particles, None, f"seed_{args.seed}")
+    if args.video is not None:
+        frames, name = read_clip(args.video, request.config.image_size, request.horizon), Path(args.video).stem
+        if len(frames) < request.cond_steps:
+            raise UserError(f"{args.video}: has {len(frames)} frames; legal: at least the {request.cond_steps} seen")
+    else:
+        episode = args.episode or 0
+        frames, name = read_episode(request, episode), f"episode_{episode}"
+    seen = frames[None, : request.cond_steps].to(request.device)
+    return Source(request.model.track(seen), frames, name)
+
+
+def read_episode(request, episode):
+    """The first `horizon` frames [F, 3, H, W] of a video of the data set, or one image as a video."""
+    is_image = request.run.kind == "dlp"
+    data = (
+        image_dataset(request.config, request.mode)
+        if is_image
+        else video_dataset(request.config, request.mode, request.horizon)
+    )
+    if not 0 <= episode < len(data):
+        raise UserError(f"--episode is {episode}; legal: 0 to {len(data) - 1}")
+    item = data[episode]
+    return item[0].reshape(-1, *item[0].shape[-3:])[:1] if is_image else first_frames(item, request.horizon)[0]
 
 
 def output_path(args, request, default):
@@ -242,22 +204,51 @@ def output_path(args, request, default):
     return path
 
 
-def show_particles(args, request, video):
-    particles = request.model.track(video[None, : request.cond_steps].to(request.device)).map(lambda x: x[0, -1:].cpu())
-    path = output_path(args, request, f"episode_{args.episode}_particles.png")
-    save_image(draw_particles(video[request.cond_steps - 1 : request.cond_steps], particles)[0], path)
+def show_particles(args, request, source):
+    """Write the last frame seen, with numbered particles, and print where they are."""
+    particles = source.particles.map(lambda x: x[0, -1:].cpu())
+    if source.frames is None:
+        image = request.model.render(source.particles.frames(slice(-1, None)))[0]
+    else:
+        image = source.frames[request.cond_steps - 1 : request.cond_steps]
+    path = output_path(args, request, f"{source.name}_particles.png")
+    save_image(draw_particles(image, particles)[0], path)
     print("\n".join(describe(particles.map(lambda x: x[0]))))
     print(path)
 
 
-def show_comparison(args, request, video, edits):
-    compared = what_if(
-        request.model, video.to(request.device), edits, request.horizon, request.cond_steps, request.deterministic
-    )
-    path = output_path(args, request, f"episode_{args.episode}.{args.format}")
-    panels = comparison_panels(video, compared, request.cond_steps)
-    save_animation(side_by_side(panels), path, request.config.animation_fps)
+def show_comparison(args, request, source, edits):
+    """Write the truth, where there is any, the prediction and the altered prediction side by side."""
+    compared = compare(request.model, source.particles, edits, request.horizon, request.deterministic)
+    panels = comparison_panels(compared, source.frames, request.cond_steps)
+    if request.horizon == 1:
+        if args.format is not None:
+            raise UserError(f"--format is {args.format}; legal with a run of kind dlp, which makes images: none")
+        path = output_path(args, request, f"{source.name}.png")
+        save_image(torch.from_numpy(side_by_side(panels)[0]).permute(2, 0, 1) / 255, path)
+    else:
+        path = output_path(args, request, f"{source.name}.{args.format or 'gif'}")
+        save_animation(side_by_side(panels), path, particle_config(request.run).animation_fps)
     print(path)
+
+
+def comparison_panels(compared, truth=None, cond_steps=1):
+    """The `Panel`s of a `Comparison`: the frames `truth` [F, 3, H, W], if there are any, as far as they go, the
+    prediction, and the altered prediction, with numbered particles."""
+    altered = draw_particles(compared.altered_video, compared.altered_particles)
+    count = len(altered)
+    panels = [
+        prediction_panel(draw_particles(compared.video, compared.particles), cond_steps),
+        Panel(altered, [f"WHAT IF:{t}" for t in range(count)], ["orange"] * count),
+    ]
+    if truth is None:
+        return panels
+    truth = enlarge(truth[:count].cpu(), zoom_factor(truth, CANVAS))
+    missing = count - len(truth)  # they are white
+    recorded = ground_truth_panel(torch.cat([truth, truth.new_ones(missing, *truth.shape[1:])]))
+    if missing:
+        recorded.labels[-missing:], recorded.colors[-missing:] = [""] * missing, ["white"] * missing
+    return [recorded, *panels]
 
 
 if __name__ == "__main__":

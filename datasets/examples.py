@@ -8,6 +8,8 @@ before any data set is made.
 [T, n]: radii in pixels; in_camera, bool [T, n]: whether the object is in view. `assets/make_examples.py` writes them.
 """
 
+import os
+from itertools import islice
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -15,7 +17,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from datasets.frame_sources import resized
+from datasets.video_files import IMAGE_ENDINGS, VIDEO_ENDINGS, FrameFolder, GifFile, VideoFile, natural_order
+from datasets.video_folder_ds import square
 from utils.errors import UserError
+
+LEGAL_CLIP = f"an image, a video ({', '.join(VIDEO_ENDINGS)}) or a folder of frames"
 
 
 def write_example(folder, frames, positions, sizes, in_camera):
@@ -63,3 +70,38 @@ class Examples(Dataset):
             in_camera * torch.arange(1, self._most + 1),
             in_camera,
         )
+
+
+def read_clip(path, image_size, num_frames=None):
+    """The first `num_frames` frames (None: all) of a video file, a folder of frames or an image: float32 [T, 3, S, S]
+    in 0..1. The largest square in the middle of each is resized to `image_size` S. Raises UserError for what cannot be
+    read, and where there is no frame."""
+    frames = [resized(square(frame), image_size) for frame in islice(_frames_of(Path(path)), num_frames)]
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2) / 255
+
+
+def clip_size(path):
+    """The (height, width) of the frames of what `read_clip` reads, in pixels."""
+    return next(_frames_of(Path(path))).shape[:2]
+
+
+def _frames_of(path):
+    """Yields the frames, uint8 [H, W, 3]."""
+    ending = path.suffix.lower()
+    if path.is_dir():
+        images = [name for name in os.listdir(path) if is_image(name) and not name.startswith(".")]
+        if not images:
+            raise UserError(f"{path}: holds no frames; legal: PNG or JPEG files, named in their order")
+        return FrameFolder(path, tuple(sorted(images, key=natural_order))).frames(0, len(images))
+    if not path.is_file():
+        raise UserError(f"{path}: not found; legal: {LEGAL_CLIP}")
+    if ending in IMAGE_ENDINGS:
+        return FrameFolder(path.parent, (path.name,)).frames(0, 1)
+    if ending in VIDEO_ENDINGS:
+        video = (GifFile if ending == ".gif" else VideoFile)(path)
+        return video.frames(0, video.probe().length)
+    raise UserError(f"{path}: is none; legal: {LEGAL_CLIP}")
+
+
+def is_image(name):
+    return Path(name).suffix.lower() in IMAGE_ENDINGS

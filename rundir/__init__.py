@@ -3,13 +3,18 @@
 from pathlib import Path
 
 
+def find_run(path):
+    """The run in `path`: a `Run` or a `DiffusionRun`. Raises `UserError` where there is none."""
+    from rundir.diffusion_run import DiffusionRun
+    from rundir.run import Run
+
+    kind = DiffusionRun if (Path(path) / DiffusionRun.config_file).is_file() else Run
+    return kind.open(path)
+
+
 def load_model(path, device="cpu"):
     """The trained model in `path`, in eval mode: `ObjectDLP`, `ObjectDynamicsDLP` or `DiffuseDDLP`.
 
     path: any run directory, released folder or DiffuseDDLP directory. Raises `UserError` where there is no model.
     """
-    from rundir.diffusion_run import DiffusionRun
-    from rundir.run import Run
-
-    kind = DiffusionRun if (Path(path) / DiffusionRun.config_file).is_file() else Run
-    return kind.open(path).load_model(device=device)
+    return find_run(path).load_model(device=device)

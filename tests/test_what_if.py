@@ -10,13 +10,14 @@ from PIL import Image
 
 import what_if as command
 from modules.particles import Particles
+from rundir.edits import EDITS, Edit, apply_edits, parse_edit
 from tests.balls import run_in
 from tests.predictions import COND, HORIZON, predict, videos
 from utils import checkpoints
 from utils.animation import Panel, ground_truth_panel, prediction_panel, side_by_side
 from utils.errors import UserError
 from utils.plotting import enlarge, particle_colors
-from what_if import Edit, parse_edit, what_if
+from what_if import what_if
 
 K = 4
 
@@ -54,12 +55,12 @@ EDITED = {
 }
 
 
-@pytest.mark.parametrize("kind", command.EDITS)
+@pytest.mark.parametrize("kind", EDITS)
 def test_an_edit_changes_one_attribute_in_every_frame(kind):
     edit, name, expected = EDITED[kind]
     before = particles()
     original = before.map(torch.clone)
-    after = edit.apply(before)
+    after = apply_edits(before, [edit])
     torch.testing.assert_close(getattr(after, name)[:, :, 2], expected(getattr(before, name)[:, :, 2], before))
     assert changed(before, after) == {(name, 2)} and torch.equal(after.z_bg, before.z_bg)
     assert changed(original, before) == set()  # what it was applied to stays as it was
@@ -67,7 +68,7 @@ def test_an_edit_changes_one_attribute_in_every_frame(kind):
 
 def test_several_particles_are_edited_together():
     before = particles()
-    after = parse_edit("move", "1,3:+0.1,-0.2").apply(before)
+    after = apply_edits(before, [parse_edit("move", "1,3:+0.1,-0.2")])
     assert changed(before, after) == {("z", 1), ("z", 3)}
     torch.testing.assert_close(
         after.z - before.z, torch.tensor([0, 1, 0, 1])[:, None] * torch.tensor([0.1, -0.2]) + 0 * before.z
@@ -124,7 +125,7 @@ def test_both_sampled_predictions_are_made_of_the_same_draws(run, balls_data):
     ("kind", "text", "message"),
     [
         ("move", "2:0.1", "--move 2:0.1: move has 1 values; legal: 2 DY, DX"),
-        ("move", "a:0.1,0.2", "--move a:0.1,0.2: not numbers; legal: --move K:DY,DX"),
+        ("move", "a:0.1,0.2", "--move a:0.1,0.2: not numbers; legal: --move K[@FRAME]:DY,DX"),
         ("move", "2", "--move 2: move has 0 values; legal: 2 DY, DX"),
         ("remove", "2:1", "--remove 2:1: remove has 1 values; legal: 0"),
         ("remove", "", "--remove : not numbers; legal: --remove K"),
@@ -218,7 +219,7 @@ def test_edits_write_truth_prediction_and_altered_prediction(run, balls_data, ca
 
 def test_edits_are_applied_in_the_order_given(run, monkeypatch):
     seen = []
-    monkeypatch.setattr(command, "show_comparison", lambda args, asked, video, edits: seen.extend(edits))
+    monkeypatch.setattr(command, "show_comparison", lambda args, asked, source, edits: seen.extend(edits))
     ask(run, "--scale", "1:2", "--move", "0:0,0.1", "--scale", "1:0.5", "--place", "0:0,0")
     assert [edit.kind for edit in seen] == ["scale", "move", "scale", "place"]
     assert [edit.values for edit in seen] == [(2.0,), (0.0, 0.1), (0.5,), (0.0, 0.0)]
