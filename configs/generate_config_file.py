@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from configs.schema import CONFIG_DIR, Config, add_override_arguments, overrides_from
+from configs.schema import CONFIG_DIR, Config, add_override_arguments, base_of, overrides_from
 from utils.errors import UserError, run_command
 from utils.files import atomic_write
 
@@ -162,6 +162,8 @@ def main(arguments=None):
         raise UserError(f"{path} exists; legal: another --out, or --force to overwrite it")
     is_known = args.ds == VIDEO_FOLDER or os.path.exists(default_path)
     config = make_config(args.ds, is_known, overrides)
+    if base_of(path) != Path.cwd():  # else paths mean the same there as here
+        config = config.with_absolute_paths()
     with atomic_write(path) as temporary:
         temporary.write_text(as_json(config), encoding="utf-8")
     print(f"wrote {path}")

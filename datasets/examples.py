@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets.frame_sources import resized
-from datasets.video_files import IMAGE_ENDINGS, VIDEO_ENDINGS, FrameFolder, GifFile, VideoFile, natural_order
+from datasets.video_files import IMAGE_ENDINGS, VIDEO_ENDINGS, FrameFolder, VideoFile, natural_order
 from datasets.video_folder_ds import square
 from utils.errors import UserError
 
@@ -98,7 +98,7 @@ def _frames_of(path):
     if ending in IMAGE_ENDINGS:
         return FrameFolder(path.parent, (path.name,)).frames(0, 1)
     if ending in VIDEO_ENDINGS:
-        video = (GifFile if ending == ".gif" else VideoFile)(path)
+        video = VideoFile(path)
         return video.frames(0, video.probe().length)
     raise UserError(f"{path}: is none; legal: {LEGAL_CLIP}")
 

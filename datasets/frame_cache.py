@@ -26,7 +26,7 @@ from tqdm import tqdm
 from utils.errors import UserError
 from utils.files import atomic_write, available_cores, file_lock, remove_abandoned
 
-_VERSION = 1  # of how frames are decoded and kept; another number makes every file anew
+_VERSION = 2  # of how frames are decoded and kept; another number makes every file anew
 _BLOCK = 100  # frames that are decoded at a time
 
 

@@ -52,9 +52,9 @@ class RunDirectory:
         return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
 
     def save_config(self, config):
-        self.config = config
+        self.config = config.with_absolute_paths()
         if self.is_main:
-            write_json(self.path / self.config_file, {"kind": self.kind, **config.to_dict()})
+            write_json(self.path / self.config_file, {"kind": self.kind, **self.config.to_dict()})
 
     def log(self, line):
         """Append a line to log.txt."""
