@@ -27,6 +27,7 @@ demo: $(VENV)/.installed-requirements
 
 demo-train: $(VENV)/.installed-requirements
 	$(BIN) demo_train.py
+
 # One thread per process: the workers of pytest-xdist already share out the cores. The notebooks' cells are run as well.
 test: $(VENV)/.installed-requirements $(VENV)/.installed-requirements-dev
 	NOTEBOOKS_FAST=1 OMP_NUM_THREADS=1 $(BIN) -m pytest --numprocesses auto --maxprocesses 8 \
