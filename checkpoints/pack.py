@@ -57,7 +57,7 @@ def pack_diffusion(run, folder, ddlp_dir):
 
 
 def _halved(weights):
-    """A state dict with its matrices and kernels as float16; the rest is small, and a diffusion's constants need more."""
+    """A state dict with its matrices and kernels as float16; the rest is small, and constants need more."""
     return {name: value.half() if value.dim() > 1 else value for name, value in weights.items()}
 
 
