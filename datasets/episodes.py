@@ -1,5 +1,7 @@
 """Videos and images out of episodes: which frames make an item, and how they become tensors."""
 
+import copy
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -64,6 +66,7 @@ class EpisodeVideos(Dataset):
     default_root = ""
     padded_length = None  # frames of every episode, where short ones are filled up with their last frame
     is_images = False
+    _most_frames = None
 
     def __init__(self, root, mode="train", image_size=128, sample_length=10, cache=True, as_uint8=False):
         check_choice("mode", mode, SPLITS)
@@ -92,6 +95,12 @@ class EpisodeVideos(Dataset):
                 f"{self._source.place}"
             )
 
+    def first(self, num_frames):
+        """The same videos, but each without what follows its first `num_frames` frames; that is not read."""
+        videos = copy.copy(self)
+        videos._most_frames = num_frames
+        return videos
+
     def fingerprint(self):
         """16 characters that change when the frames may have changed."""
         return self._source.fingerprint()
@@ -101,7 +110,8 @@ class EpisodeVideos(Dataset):
 
     def __getitem__(self, index):
         """The tuple (video, positions, sizes, ids, in_camera), see the class."""
-        window = self._windows[index]
+        episode, first, length = self._windows[index]
+        window = episode, first, min(length, self._most_frames or length)
         video = torch.from_numpy(self._read(*window)).permute(0, 3, 1, 2)
         item = (video if self._as_uint8 else scaled(video), *self._annotations(*window))
         if self.is_images and self._sample_length == 1:

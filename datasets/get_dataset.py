@@ -28,6 +28,7 @@ from importlib import import_module
 
 from torch.utils.data import DataLoader, Subset, default_collate
 
+from datasets.episodes import EpisodeVideos
 from utils.errors import UserError
 from utils.legal import illegal
 
@@ -157,10 +158,18 @@ def image_dataset(config, mode, as_uint8=False):
 
 
 def video_dataset(config, mode, num_frames, as_uint8=False):
-    """A DDLP run's data set: in mode "train" windows of `num_frames` frames, in "val" and "test" whole episodes.
-    as_uint8: see `get_video_dataset`."""
+    """A DDLP run's data set: in mode "train" windows of `num_frames` frames, in "val" and "test" the first as many
+    frames of the episodes, or whole episodes where the data set is not ours. as_uint8: see `get_video_dataset`."""
     options = {"num_items": _size(config, mode), "cache": config.cache, "as_uint8": as_uint8}
-    return get_video_dataset(config.ds, config.root, num_frames, mode, config.image_size, **options)
+    videos = get_video_dataset(config.ds, config.root, num_frames, mode, config.image_size, **options)
+    return videos if mode == "train" else _only_first(videos, num_frames)
+
+
+def _only_first(videos, num_frames):
+    """Videos of which no more than the first frames are read, where the data set can do so."""
+    if isinstance(videos, Subset):
+        return Subset(_only_first(videos.dataset, num_frames), videos.indices)
+    return videos.first(num_frames) if isinstance(videos, EpisodeVideos) else videos
 
 
 def _size(config, mode):
@@ -174,7 +183,9 @@ def shard_loader(dataset, batch_size, num_workers=0, accelerator=None, num_frame
     """
     if accelerator is not None and accelerator.num_processes > 1:
         dataset = Subset(dataset, range(accelerator.process_index, len(dataset), accelerator.num_processes))
-    collate = None if num_frames is None else partial(_collate_first_frames, num_frames)
+    collate = None
+    if num_frames is not None:
+        dataset, collate = _only_first(dataset, num_frames), partial(_collate_first_frames, num_frames)
     return DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate)
 
 
