@@ -11,6 +11,7 @@ from utils.errors import UserError
 from utils.legal import check_choice, illegal
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
+DARK = 32  # of 255: what is nowhere brighter is nearly black
 NO_ANNOTATIONS = 4  # positions, sizes, ids, in_camera
 
 
@@ -134,6 +135,23 @@ def scaled(frames):
     if frames.dtype != torch.uint8:
         return frames
     return torch.div(frames, 255, out=torch.empty(frames.shape, device=frames.device))
+
+
+def why_empty(frames):
+    """Why nothing can be learnt from a list of frames, uint8 or in 0..1, tensors or arrays of any shape: in words, None
+    where something can."""
+    frames = [np.asarray(frame) * (1 if frame.dtype in (np.uint8, torch.uint8) else 255) for frame in frames]
+    brightest = max(frame.max() for frame in frames)
+    if brightest < DARK:
+        return (
+            f"are nearly black: the brightest value is {brightest:.0f} of 255; images of 16 bits that use fewer (12,"
+            " say) have to be scaled up beforehand"
+        )
+    if all(np.ptp(frame) == 0 for frame in frames):
+        return "are each of one value"
+    if len(frames) > 1 and all(np.array_equal(frame, frames[0]) for frame in frames):
+        return "are all the same"
+    return None
 
 
 def whole_number(name, value):
