@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from datasets.episodes import scaled
 from datasets.get_dataset import get_video_dataset
 from datasets.particle_cache import cached_tokens, data_fingerprint
 from models import DiffuseDDLP
@@ -67,7 +68,7 @@ class DiffusionTask(Task):
     def losses(self, model, batch, progress):
         tokens = batch[0]
         if self.config.encode_on_the_fly:
-            tokens, _ = self.diffuse_ddlp.encode(tokens)
+            tokens, _ = self.diffuse_ddlp.encode(scaled(tokens))
         return {"loss": model(self.diffuse_ddlp.normalization.normalize(tokens), self.diffuse_ddlp.mask)}
 
     def kind_of_step(self, progress):
@@ -100,13 +101,12 @@ class DiffusionTask(Task):
 
     @cached_property
     def clips(self):
-        """The training set's clips."""
+        """The training set's clips, uint8 where the data set can do so."""
         config = self.config
         size = self.diffuse_ddlp.ddlp_config.image_size
         try:
-            return get_video_dataset(
-                config.ds, config.ds_root, config.diffuse_frames, "train", size, cache=config.cache
-            )
+            options = {"cache": config.cache, "as_uint8": True}
+            return get_video_dataset(config.ds, config.ds_root, config.diffuse_frames, "train", size, **options)
         except UserError as error:
             where = f"the training clips of ds {config.ds}, diffuse_frames {config.diffuse_frames}"
             raise UserError(f"{where}: {error}") from error
@@ -128,7 +128,7 @@ class DiffusionTask(Task):
             self.clips, batch_size=ENCODED_AT_ONCE, num_workers=self.config.num_workers, generator=torch.Generator()
         )
         for batch in loader:
-            yield self.diffuse_ddlp.encode(batch[0].to(self.accelerator.device))[0].cpu()
+            yield self.diffuse_ddlp.encode(scaled(batch[0].to(self.accelerator.device)))[0].cpu()
 
     def _cached_tokens(self):
         """The `CachedTokens` of all clips."""
