@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from datasets.episodes import scaled
 from datasets.get_dataset import get_video_dataset
 from datasets.particle_cache import AT_ONCE, cached_tokens, clip_batches, data_fingerprint
 from models import DiffuseDDLP
@@ -63,7 +64,7 @@ class DiffusionTask(Task):
     def losses(self, model, batch, progress):
         tokens = batch[0]
         if self.config.encode_on_the_fly:
-            tokens, _ = self.diffuse_ddlp.encode(tokens)
+            tokens, _ = self.diffuse_ddlp.encode(scaled(tokens))
         return {"loss": model(self.diffuse_ddlp.normalization.normalize(tokens), self.diffuse_ddlp.mask)}
 
     def kind_of_step(self, progress):
@@ -96,13 +97,12 @@ class DiffusionTask(Task):
 
     @cached_property
     def clips(self):
-        """The training set's clips."""
+        """The training set's clips, uint8 where the data set can do so."""
         config = self.config
         size = self.diffuse_ddlp.ddlp_config.image_size
         try:
-            return get_video_dataset(
-                config.ds, config.ds_root, config.diffuse_frames, "train", size, cache=config.cache
-            )
+            options = {"cache": config.cache, "as_uint8": True}
+            return get_video_dataset(config.ds, config.ds_root, config.diffuse_frames, "train", size, **options)
         except UserError as error:
             where = f"the training clips of ds {config.ds}, diffuse_frames {config.diffuse_frames}"
             raise UserError(f"{where}: {error}") from error
@@ -136,7 +136,7 @@ class DiffusionTask(Task):
     def _encode(self, which):
         """Yield the tokens of the clips `which`, in order, on the CPU."""
         for batch in clip_batches(self.clips, which, self.config.num_workers):
-            yield self.diffuse_ddlp.encode(batch[0].to(self.accelerator.device))[0].cpu()
+            yield self.diffuse_ddlp.encode(scaled(batch[0].to(self.accelerator.device)))[0].cpu()
 
     def _cached_tokens(self):
         """The `CachedTokens` of all clips."""
