@@ -5,6 +5,7 @@ import re
 import signal
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from multiprocessing.util import Finalize
 from threading import current_thread, main_thread
 
 from torch.utils.data import DataLoader
@@ -23,6 +24,8 @@ class Loader(DataLoader):
         with _signals_held_back(self):
             batches = super().__iter__()
         workers = getattr(batches, "_workers", [])
+        # Also where nobody comes to the end of the batches: at the exit, before Python waits for its processes.
+        end = Finalize(None, _end, (workers,), exitpriority=0)
         if workers:
             _explain_deaths()
         try:
@@ -32,9 +35,14 @@ class Loader(DataLoader):
         finally:
             if workers:
                 batches._shutdown_workers()
-            for worker in workers:
-                if worker.is_alive():  # and hangs: it does not take the SIGTERM that it was sent
-                    worker.kill()
+            end()
+
+
+def _end(workers):
+    """Kill the processes that are left: they do not take the SIGTERM that others send them."""
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 def _explain_deaths():
@@ -59,7 +67,7 @@ def _signals_held_back(loader):
     if loader.num_workers == 0 or not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    if multiprocessing.get_start_method() != "fork":
+    if (loader.multiprocessing_context or multiprocessing).get_start_method() != "fork":
         resource_tracker.ensure_running()  # would let the signals through when it is started later
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:

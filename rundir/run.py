@@ -51,7 +51,7 @@ class RunDirectory:
         """The lines of metrics.jsonl, a list of dicts."""
         if not self.metrics_path.exists():
             return []
-        return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
+        return [json.loads(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines()]
 
     # -------------------------------------------------------------------------------------------------------- state
 
@@ -92,9 +92,9 @@ class RunDirectory:
             raise UserError(f"{error}; there is also {others[0]}" if others else str(error)) from error
 
     def save_config(self, config):
-        self.config = config
+        self.config = config.with_absolute_paths()
         if self.is_main:
-            write_json(self.path / self.config_file, {"kind": self.kind, **config.to_dict()})
+            write_json(self.path / self.config_file, {"kind": self.kind, **self.config.to_dict()})
 
     def log(self, line):
         """Append a line to log.txt."""
@@ -107,7 +107,8 @@ class RunDirectory:
             return
         kept = [record for record in self.records() if record[self.counter] < values[self.counter]]
         with atomic_write(self.metrics_path) as temporary:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in [*kept, values]))
+            text = "".join(json.dumps(record) + "\n" for record in [*kept, values])
+            temporary.write_text(text, encoding="utf-8")
 
     def save_figure(self, name, image):
         """Write an image tensor [3, H, W] to figures/`name`.jpg."""
@@ -244,10 +245,10 @@ def _new_directory(runname, parent):
 
 
 def log_line(src_dir, line):
-    """Append a line to `{src_dir}/log.txt`."""
+    """Append a line to `{src_dir}/log.txt`, in UTF-8; bytes of file names that are none are written as escapes."""
     path = Path(src_dir) / "log.txt"
     try:
-        with open(path, "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line.rstrip("\n") + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
