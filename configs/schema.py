@@ -221,6 +221,9 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
     precision: str = key(
         "float32", "of training: bfloat16 where it is safe, or float32 everywhere", one_of(*PRECISIONS)
     )
+    checkpointing: bool = key(
+        False, "compute activations again in the backward pass: less memory, more time", resumable=True
+    )
     tf32: bool = key(True, "convolutions of float32 on a GPU multiply in TF32, which is faster", resumable=True)
     deterministic: bool = key(
         False, "only kernels that give the same bits in every run, on a GPU more slowly", resumable=True

@@ -21,6 +21,7 @@ from datasets.frame_sources import resized
 from datasets.video_files import IMAGE_ENDINGS, VIDEO_ENDINGS, FrameFolder, VideoFile, natural_order
 from datasets.video_folder_ds import square
 from utils.errors import UserError
+from utils.files import is_clutter
 
 LEGAL_CLIP = f"an image, a video ({', '.join(VIDEO_ENDINGS)}) or a folder of frames"
 
@@ -89,7 +90,7 @@ def _frames_of(path):
     """Yields the frames, uint8 [H, W, 3]."""
     ending = path.suffix.lower()
     if path.is_dir():
-        images = [name for name in os.listdir(path) if is_image(name) and not name.startswith(".")]
+        images = [name for name in os.listdir(path) if is_image(name) and not is_clutter(name)]
         if not images:
             raise UserError(f"{path}: holds no frames; legal: PNG or JPEG files, named in their order")
         return FrameFolder(path, tuple(sorted(images, key=natural_order))).frames(0, len(images))

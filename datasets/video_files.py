@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, dropwhile, islice, pairwise, repeat
 from logging import NullHandler, getLogger
+from mimetypes import MimeTypes
 from pathlib import Path
 
 import av
@@ -23,12 +24,15 @@ from PIL import Image, ImageOps
 
 from datasets.tone_mapping import TRANSFERS, to_standard_range
 from utils.errors import UserError
+from utils.files import is_clutter
 
-VIDEO_ENDINGS = (".mp4", ".avi", ".gif", ".mov", ".mkv", ".webm")
+VIDEO_ENDINGS = (
+    *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif"),
+    *(".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".3gp", ".ogv"),
+)
 IMAGE_ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
-# What file managers and people leave beside videos, beside what is hidden by a dot.
-_IGNORED_NAMES = ("thumbs.db", "desktop.ini", "__macosx")
-_IGNORED_ENDINGS = (".txt", ".md", ".json", ".csv", ".tsv", ".yaml", ".yml", ".xml", ".html", ".pdf")
+_DOCUMENT_ENDINGS = (".txt", ".md", ".json", ".csv", ".tsv", ".yaml", ".yml", ".xml", ".html", ".pdf")
+_TYPES = MimeTypes()  # the library's own, the same on every machine
 # All of these have been seen to come out of Pillow for damaged files.
 _PILLOW_ERRORS = (
     OSError,
@@ -315,27 +319,43 @@ def natural_order(name):
 
 
 def list_entries(folder, legal):
-    """The `os.DirEntry`s of a folder in natural order, but for what is hidden and for documents that lie about.
+    """The `os.DirEntry`s of a folder that are images or videos or hold some, in natural order.
 
-    Raises UserError, which says what is `legal`, where it cannot be read.
+    A warning says which others there are, but for documents and what systems leave. Raises UserError, which says what
+    is `legal`, where the folder cannot be read.
     """
     try:
         with os.scandir(folder) as entries:
-            shown = [entry for entry in entries if not _is_ignored(entry.name)]
+            entries = sorted(entries, key=lambda entry: natural_order(entry.name))
+            media = [entry for entry in entries if _has_media(entry)]
     except OSError as error:
         raise UserError(f"{folder}: cannot be read: {error.strerror}; legal: {legal}") from error
-    return sorted(shown, key=lambda entry: natural_order(entry.name))
+    others = [entry.name for entry in entries if entry not in media and not _is_ignored(entry.name)]
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        _warn(folder, f"{', '.join(others[:3])}{more} passed over: no video and no frame")
+    return media
 
 
 def _is_ignored(name):
-    name = name.lower()
-    return name.startswith(".") or name in _IGNORED_NAMES or name.endswith(_IGNORED_ENDINGS)
+    return is_clutter(name) or name.lower().endswith(_DOCUMENT_ENDINGS)
+
+
+def _has_media(entry):
+    """Whether an `os.DirEntry` is an image or a video, or a folder that holds one at any depth."""
+    if _is_ignored(entry.name):
+        return False
+    if entry.is_dir():
+        with os.scandir(entry) as entries:
+            return any(_has_media(each) for each in entries)
+    kind = _TYPES.guess_type(entry.name)[0] or ""
+    return kind.startswith(("image/", "video/")) or entry.name.lower().endswith(VIDEO_ENDINGS)
 
 
 def find_videos(folder, legal):
     """The videos in a folder, a dict from their names to `VideoFile` or `FrameFolder`, in natural order.
 
-    Raises UserError, which says what is `legal`, for anything that is none.
+    Raises UserError, which says what is `legal`, for images and videos of other kinds.
     """
     return {entry.name: _video(entry, legal) for entry in list_entries(folder, legal)}
 

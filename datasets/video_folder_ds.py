@@ -78,8 +78,6 @@ def _splits_by_folder(root, entries, by_split, folders):
     for split in SPLIT_FOLDERS:
         folder = by_split[split]
         splits[split] = {os.path.join(folder, name): video for name, video in find_videos(root / folder, LEGAL).items()}
-        if not splits[split]:
-            raise UserError(f"{root / folder}: holds no videos; legal: {LEGAL}")
     return splits
 
 

@@ -49,7 +49,7 @@ class RunDirectory:
         """The lines of metrics.jsonl, a list of dicts."""
         if not self.metrics_path.exists():
             return []
-        return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
+        return [json.loads(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines()]
 
     def save_config(self, config):
         self.config = config.with_absolute_paths()
@@ -67,7 +67,8 @@ class RunDirectory:
             return
         kept = [record for record in self.records() if record[self.counter] < values[self.counter]]
         with atomic_write(self.metrics_path) as temporary:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in [*kept, values]))
+            text = "".join(json.dumps(record) + "\n" for record in [*kept, values])
+            temporary.write_text(text, encoding="utf-8")
 
     def save_figure(self, name, image):
         """Write an image tensor [3, H, W] to figures/`name`.jpg."""
@@ -201,8 +202,8 @@ def _new_directory(runname, parent):
 
 
 def log_line(src_dir, line):
-    """Append a line to `{src_dir}/log.txt`."""
-    with open(Path(src_dir) / "log.txt", "a") as file:
+    """Append a line to `{src_dir}/log.txt`, in UTF-8; bytes of file names that are none are written as escapes."""
+    with open(Path(src_dir) / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(line.rstrip("\n") + "\n")
 
 

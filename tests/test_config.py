@@ -37,6 +37,7 @@ ADDED = {
     "pint_noise": 0.0,
     "cuda_graphs": False,
     "precision": "float32",
+    "checkpointing": False,
     "tf32": True,
     "deterministic": False,
     "seed": 0,

@@ -250,6 +250,11 @@ def test_bfloat16_learns_as_float32_does(config):
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_model_recomputes_its_activations_if_the_configuration_says_so(checkpointing, config):
+    assert new_loop(config, checkpointing=checkpointing).bare_model.checkpointing is checkpointing
+
+
 def test_a_step_minimises_the_elbo_of_the_configuration(config):
     """The loss is `calc_elbo`'s with every weight of the configuration and the iteration's discount."""
     weights = {"beta_kl": 0.3, "beta_rec": 2.0, "beta_dyn": 0.7, "beta_dyn_rec": 0.4, "kl_balance": 0.01}

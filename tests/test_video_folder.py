@@ -24,7 +24,7 @@ from configs.schema import Config
 from datasets import frame_cache, get_dataset, video_files, video_folder_ds
 from datasets.get_dataset import get_image_dataset, get_video_dataset, video_dataset
 from datasets.tone_mapping import TRANSFERS, to_standard_range
-from datasets.video_files import FrameFolder, VideoFile, natural_order
+from datasets.video_files import VIDEO_ENDINGS, FrameFolder, VideoFile, natural_order
 from datasets.video_folder_ds import VideoFolderImages, VideoFolderVideos, find_splits, split_by_name
 from rundir.run import Run
 from tests.balls import SMALL, run_in
@@ -441,6 +441,51 @@ def test_natural_order_and_what_is_left_alone(root):
     assert (list(splits["val"]), list(splits["test"])) == (["val/b.AVI"], ["test/c.webm"])
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_disks_and_systems_leave_is_passed_over(root):
+    touch(root, *(f"{split}/a.mp4" for split in ("train", "val", "test")))
+    touch(root, "train/f/0.png", "train/f/1.png")
+    names = find_splits(root)
+    for folder in (root, root / "train", root / "train" / "f"):
+        touch(folder, "@eaDir/a.mp4@SynoEAStream", "@eaDir/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/b.mp4", "lost+found/c")
+        touch(folder, "System Volume Information/x", "#recycle/0.png", "._a.mp4", "Icon\r", "__MACOSX/._0.png")
+    assert find_splits(root) == names
+
+
+def test_what_is_no_video_is_passed_over_and_said(root):
+    write_parts(root)
+    before = find_splits(root)
+    touch(root, "train/clip.srt", "train/video/frame.npz", "val/a.mp4.part", "test/b.wav")
+    with pytest.warns(UserWarning) as said:
+        assert find_splits(root) == before
+    assert {str(warning.message) for warning in said} == {
+        f"{root}/{place}: {name} passed over: no video and no frame"
+        for place, name in {
+            "train": "clip.srt",
+            "train/video": "frame.npz",
+            "val": "a.mp4.part",
+            "test": "b.wav",
+        }.items()
+    }
+
+
+def test_other_kinds_of_video(root):
+    for name, options in {
+        "a.wmv": ["-c:v", "wmv2"],
+        "b.flv": ["-c:v", "flv"],
+        "c.mpg": ["-c:v", "mpeg2video"],
+        "d.m2ts": LOSSY,
+        "e.3gp": LOSSY,
+        "f.ogv": ["-c:v", "libtheora"],
+        "g.m4v": LOSSY,
+    }.items():
+        write_file(root / name, smooth_frames(12, 64, 64), [*options, "-b:v", "2M"])
+        shape, shown = read_video(root / name)
+        assert (shape.length, shape.width, shape.height) == (12, 64, 64), name
+        assert np.abs(shown - smooth_frames(12, 64, 64).astype(float)).mean() < 6, name
+    assert sum(len(part) for part in find_splits(root).values()) == 7
+
+
 @pytest.mark.parametrize("number", [3, 4, 10, 50, 1000])
 def test_split_by_name(number):
     names = [f"clip_{n}.mp4" for n in range(number)]
@@ -486,7 +531,7 @@ def test_every_video_is_in_one_split_and_its_items_in_that_only(root):
 
 # ---- what is not legal
 
-VIDEOS = r"videos \(.mp4, .avi, .gif, .mov, .mkv, .webm\) and folders of PNG or JPEG frames"
+VIDEOS = rf"videos \({', '.join(VIDEO_ENDINGS)}\) and folders of PNG or JPEG frames"
 
 
 @pytest.mark.parametrize(
@@ -497,16 +542,23 @@ VIDEOS = r"videos \(.mp4, .avi, .gif, .mov, .mkv, .webm\) and folders of PNG or 
             ["a.mp4", "b.mp4"],
             r"ROOT: holds 2 videos; legal: at least 3, as some are for training, some for validation.*",
         ),
-        (["a.mp4", "b.wmv"], r"ROOT/b.wmv: is no video; legal: VIDEOS; what is to be left alone may lie elsewhere"),
+        (["a.mp4", "b.tif"], r"ROOT/b.tif: is no video; legal: VIDEOS; what is to be left alone may lie elsewhere"),
         (
             ["a.mp4", "0.png"],
             r"ROOT/0.png: is an image, not a video; legal: the frames of each video in its own folder",
         ),
         (["train/a.mp4", "test/a.mp4"], r"ROOT: holds test, train; legal: all of train, val \(or valid\) and test, .*"),
-        (["train/a", "val/a", "valid/a", "test/a"], r"ROOT: holds test, train, val, valid; legal: all of train, .*"),
-        (["train/a", "val/a", "test/a", "z.mp4"], r"ROOT: holds test, train, val, z.mp4; legal: .* and nothing else.*"),
-        (["train/a.mp4", "val/.a", "test/a.mp4"], r"ROOT/val: holds no videos; legal: VIDEOS"),
-        (["a/notes.txt"], r"ROOT/a: holds no frames; legal in the folder of a video: its frames, all PNG or all JPEG"),
+        (
+            ["train/a.mp4", "val/a.mp4", "valid/a.mp4", "test/a.mp4"],
+            r"ROOT: holds test, train, val, valid; legal: all of train, .*",
+        ),
+        (
+            ["train/a.mp4", "val/a.mp4", "test/a.mp4", "z.mp4"],
+            r"ROOT: holds test, train, val, z.mp4; legal: .* and nothing else.*",
+        ),
+        (["train/a.mp4", "val/.a", "test/a.mp4"], r"ROOT: holds test, train; legal: all of train, val .*"),
+        (["a/notes.txt"], r"ROOT: holds 0 videos; legal: at least 3, .*"),
+        (["a/b/0.png"], r"ROOT/a/b: is no frame; legal in the folder of a video: its frames, all PNG or all JPEG"),
         (["a/0.png", "a/1.mp4"], r"ROOT/a/1.mp4: is no frame; legal in the folder of a video: its frames, .*"),
         (["a/0.png", "a/b.png/0.png"], r"ROOT/a/b.png: is no frame; .*"),
         (["a/0.png", "a/1.jpg"], r"ROOT/a: holds 0.png and 1.jpg; legal in the folder of a video: .* all JPEG"),

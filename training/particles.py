@@ -83,6 +83,7 @@ class ParticleTask(Task):
 
     def build_model(self):
         self.model = MODELS[self.kind].from_config(self.config)
+        self.model.checkpointing = self.config.checkpointing
         return self.model
 
     def make_optimizer(self, model):

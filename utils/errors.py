@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from io import TextIOWrapper
 
 
 class UserError(ValueError):
@@ -12,7 +13,10 @@ class UserError(ValueError):
 
 
 def run_command(main):
-    """Call ``main()``; a `UserError` becomes one line on stderr and its exit status, a warning to the user one line."""
+    """Call ``main()``; a `UserError` becomes one line on stderr and its exit status, a warning to the user one line.
+    What the output's encoding lacks, such as bytes of file names that are no text, is printed as escapes."""
+    if isinstance(sys.stdout, TextIOWrapper):  # a notebook's is another
+        sys.stdout.reconfigure(errors="backslashreplace")
     show_other = warnings.showwarning
 
     def show(message, category, *place, **options):
