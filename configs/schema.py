@@ -221,6 +221,14 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
     precision: str = key(
         "float32", "of training: bfloat16 where it is safe, or float32 everywhere", one_of(*PRECISIONS)
     )
+    gradient_accumulation_steps: int = key(
+        1, "batches of each process whose gradients are averaged for one step of the optimiser", at_least(1)
+    )
+    grad_clip: float | None = key(None, "norm at which the gradient is clipped; null: it is not", POSITIVE)
+    ema: float | None = key(
+        None, "decay of a moving average of the weights, which then is evaluated and saved; null: none", FRACTION
+    )
+    compile: bool = key(False, "compile the model with torch.compile, which pays off in long runs", resumable=True)
     checkpointing: bool = key(
         False, "compute activations again in the backward pass: less memory, more time", resumable=True
     )
@@ -314,6 +322,11 @@ class DiffuseConfig(BaseConfig):
     precision: str = key(
         "float32", "of training: bfloat16 where it is safe, or float32 everywhere", one_of(*PRECISIONS)
     )
+    gradient_accumulation_steps: int = key(
+        1, "batches of each process whose gradients are averaged for one step of the optimiser", at_least(1)
+    )
+    grad_clip: float | None = key(1.0, "norm at which the gradient is clipped; null: it is not", POSITIVE)
+    compile: bool = key(False, "compile the model with torch.compile, which pays off in long runs", resumable=True)
     tf32: bool = key(True, "convolutions of float32 on a GPU multiply in TF32, which is faster", resumable=True)
     deterministic: bool = key(
         False, "only kernels that give the same bits in every run, on a GPU more slowly", resumable=True

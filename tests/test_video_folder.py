@@ -22,7 +22,7 @@ import train_ddlp
 from configs import generate_config_file
 from configs.schema import Config
 from datasets import frame_cache, get_dataset, video_files, video_folder_ds
-from datasets.get_dataset import get_image_dataset, get_video_dataset, video_dataset
+from datasets.get_dataset import get_image_dataset, get_video_dataset, image_dataset, video_dataset
 from datasets.tone_mapping import TRANSFERS, to_standard_range
 from datasets.video_files import VIDEO_ENDINGS, FrameFolder, VideoFile, natural_order
 from datasets.video_folder_ds import VideoFolderImages, VideoFolderVideos, find_splits, split_by_name
@@ -417,6 +417,46 @@ def test_images_of_a_phone_are_turned_upright(tmp_path):
     folder = FrameFolder(tmp_path, ("0.jpg",))
     assert (folder.probe().width, folder.probe().height) == (32, 24)
     np.testing.assert_array_equal(next(folder.frames(0, 1)), np.rot90(stored, k=-1))
+
+
+# ---- how bright it is
+
+
+def dark_frames(seed):
+    """Random values of 12 bits in images of 16 bits."""
+    return np.random.default_rng(seed).integers(0, 4096, (6, 32, 32)).astype(np.uint16)
+
+
+def write_grey(folder, frames):
+    folder.mkdir(parents=True)
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"{number}.png")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (dark_frames, "are nearly black: the brightest value is 15 of 255; images of 16 bits that use fewer (12, say)"),
+        (lambda seed: np.full((6, 8, 8), 100 + seed, np.uint8), "are each of one value"),
+        (lambda seed: np.repeat(np.arange(64, dtype=np.uint8).reshape(1, 8, 8) * 3, 6, axis=0), "are all the same"),
+        (lambda seed: dark_frames(seed) * 16, None),
+    ],
+)
+def test_frames_that_show_nothing_are_pointed_out_before_training(root, tmp_path, capsys, make, reason):
+    for seed, split in enumerate(("train", "val", "test")):
+        write_grey(root / split / "a", make(seed))
+    generate("--root", root, "--out", tmp_path / "a.json", "--image_size", 32)
+    warning = f"warning: 6 frames {reason}" if reason else "warning"
+    assert (warning in capsys.readouterr().err) == bool(reason)
+    config = Config.load(tmp_path / "a.json")
+    for open_training_set in (image_dataset, lambda config, mode: video_dataset(config, mode, 4)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            open_training_set(config, "train")
+        said = [str(warning.message) for warning in said]
+        assert [re.sub(r"^\d+ training frames of video_folder ", "", text)[: len(reason or "")] for text in said] == (
+            [reason] if reason else []
+        )
 
 
 # ---- what is in the folder

@@ -4,12 +4,11 @@ from abc import abstractmethod
 from functools import cached_property
 
 import torch
-from torch.utils.data import DataLoader
 
 from configs.schema import Config, overrides_from
 from datasets.episodes import scaled
 from datasets.get_dataset import first_frames, image_dataset, video_dataset
-from datasets.particle_cache import cached_tokens, data_fingerprint
+from datasets.particle_cache import cached_tokens, clip_batches, data_fingerprint
 from eval.eval_gen_metrics import measure_predictions, measure_reconstructions, report, summarise
 from eval.eval_model import animate_predictions, draw_ddlp, draw_dlp, mean_elbo
 from eval.image_metrics import available_metrics
@@ -22,11 +21,10 @@ from utils.device import make_accelerator, make_adam
 from utils.errors import UserError
 from utils.loss_functions import VGGDistance
 from utils.plotting import LOSS_PANELS
-from utils.random_state import preserve_random_state
+from utils.random_state import preserve_random_state, seed_everything
 
 FIGURE_ITEMS = 8  # training items that the figures show, at most
 ANIMATIONS = 5  # of DDLP's predictions, per evaluation
-ENCODED_AT_ONCE = 32  # clips; not the batch size, so that the particles do not depend on it
 
 # ------------------------------------------------------------------------------------- stages, from the progress alone
 
@@ -64,6 +62,7 @@ class ParticleTask(Task):
     def __init__(self, config, accelerator):
         self.config, self.accelerator = config, accelerator
         self.save_every = config.checkpoint_freq
+        self.ema = None if config.ema is None else (config.ema, 1)
         metrics = config.metrics if config.eval_im_metrics else ()
         recon_loss_func = None
         if config.recon_loss_type == "vgg":
@@ -280,17 +279,15 @@ class DDLPTask(ParticleTask):
             "seed": config.seed,
             "data": data_fingerprint(clips),
         }
-        return cached_tokens(config.root, config.ds, key, shape, self._encode)
+        processes = self.accelerator.process_index, self.accelerator.num_processes
+        return cached_tokens(config.root, config.ds, key, shape, self._encode, *processes)
 
-    def _encode(self):
-        """Yield the posteriors of all training clips, packed, in order, on the CPU; always the same."""
+    def _encode(self, which):
+        """Yield the posteriors of the training clips `which`, packed, in order, on the CPU; always the same."""
         config = self.config
-        loader = DataLoader(
-            self.training_items, ENCODED_AT_ONCE, num_workers=config.num_workers, generator=torch.Generator()
-        )
-        with torch.no_grad(), preserve_random_state():
-            torch.manual_seed(config.seed)
-            for batch in loader:
+        seed_everything(config.seed, "particles", which[0])
+        with torch.no_grad():
+            for batch in clip_batches(self.training_items, which, config.num_workers):
                 clips = scaled(batch[0].to(self.accelerator.device))
                 yield self.model.encode_posterior(clips, config.num_static_frames).pack().cpu()
 
@@ -369,7 +366,7 @@ def train(task_class, config, run_path=None):
             checkpoints.load_weights(loop.bare_model, config.pretrained_path)
         run = Run.create(config, task.kind, accelerator)
     loop.fit(run)
-    return loop.bare_model.eval()
+    return loop.trained_model
 
 
 def train_command(task_class, description, arguments=None):
