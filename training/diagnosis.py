@@ -76,7 +76,8 @@ def symptoms(records, config):
     errors = [record[name] for record in records if name in record]
     if name in records[-1] and errors[-1] > GROWTH * min(errors):
         found["the-loss-grows"] = (
-            f"{name} grows ({errors[-1]:.4g}, it was {min(errors):.4g}): lower lr ({config.lr:g}), or clip the gradient (grad_clip)"
+            f"{name} grows ({errors[-1]:.4g}, it was {min(errors):.4g}): lower lr ({config.lr:g}), or clip the gradient"
+            " (grad_clip)"
         )
     return found
 
