@@ -114,6 +114,16 @@ def test_padded_numbers_and_files_that_are_left_alone(tmp_path):
     assert_item(ClevrerVideos(tmp_path, "train", 8, 2)[98], frames)
 
 
+def test_what_network_drives_leave_is_no_episode_and_no_frame(tmp_path):
+    write_episodes(tmp_path / "train", {str(number): 100 for number in range(2)}, "test_", mode="RGBA")
+    lengths = Obj3dVideos(tmp_path, "train", 8, 3, cache=False)._source.lengths
+    for folder in (tmp_path / "train", tmp_path / "train" / "0"):
+        for name in ("@eaDir", "#recycle", "lost+found"):
+            (folder / name).mkdir()
+            write_png(folder / name / "1.png")
+    assert Obj3dVideos(tmp_path, "train", 8, 3, cache=False)._source.lengths == lengths == [100, 100]
+
+
 @pytest.mark.parametrize("kind", ["RGB", "RGBA", "interlaced", "transparent"])
 def test_read_png(tmp_path, kind):
     """All ways to store the same colours; the interlaced file is made by hand."""
