@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from training.batches import RunningMeans, SeededItems, ShuffledBatches
+from training.diagnosis import diagnose
 from training.graphs import GraphedSteps
 from utils import checkpoints
 from utils.device import autocast, check_accelerate_settings, check_cuda_graphs, choose_kernels, describe_device
@@ -248,6 +249,9 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             self.run.save_figure(f"{self.run.name}_graph", loss_graph(self.run.records(), *self.task.graph))
         self._say(" ".join(f"{name} {value:.4g}" for name, value in record.items()))
+        if self.accelerator.is_main_process:
+            for line in diagnose(self.run.records(), self.config):
+                self._say(line)
         with warnings.catch_warnings():
             # Where a run goes on with an evaluation, PyTorch misses a step of the optimiser before.
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
