@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from rundir.tracker import Tracker, check_tracker
 from training.batches import RunningMeans, SeededItems, ShuffledBatches
+from training.diagnosis import diagnose
 from training.graphs import GraphedSteps
 from utils import checkpoints
 from utils.device import (
@@ -142,9 +143,8 @@ class Task(ABC):
 class TrainingLoop:
     """Trains a `Task`'s model: `TrainingLoop(task, config, accelerator, resume_command).fit(run)`.
 
-    config: of it `seed`, `batch_size`, `gradient_accumulation_steps`, `grad_clip` and the keys of `utils.device` are
-    read; resume_command: what a user types, before the run directory, to go on with a run that was stopped. A run that
-    goes on needs `resume(run)` before `fit`.
+    config: of it is read what is the same for all tasks, from `seed` to `tracker`; resume_command: what a user types,
+    before the run directory, to go on with a run that was stopped. A run that goes on needs `resume(run)` before `fit`.
     """
 
     def __init__(self, task, config, accelerator, resume_command):
@@ -266,6 +266,9 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             self.run.save_figure(f"{self.run.name}_graph", loss_graph(self.run.records(), *self.task.graph))
         self._say(" ".join(f"{name} {value:.4g}" for name, value in record.items()) + self._time_left())
+        if self.accelerator.is_main_process:
+            for line in diagnose(self.run.records(), self.config):
+                self._say(line)
         with warnings.catch_warnings():
             # Where a run goes on with an evaluation, PyTorch misses a step of the optimiser before.
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)

@@ -12,9 +12,9 @@ from datasets.particle_cache import cached_tokens, clip_batches, data_fingerprin
 from eval.eval_gen_metrics import measure_predictions, measure_reconstructions, report, summarise
 from eval.eval_model import animate_predictions, draw_ddlp, draw_dlp, mean_elbo
 from eval.image_metrics import available_metrics
-from modules.particles import VISIBLE
 from rundir.run import MODELS, Run
 from training.command import parse_arguments, resume_command
+from training.diagnosis import training_health
 from training.loop import Interval, Task, TrainingLoop
 from utils import checkpoints
 from utils.device import make_accelerator, make_adam
@@ -44,16 +44,6 @@ def dynamic_discount(progress, config, device=None):
     iterations = progress.iteration - config.start_dyn_epoch * progress.epoch_length
     weights = iterations / (step * torch.arange(1, horizon + 1, device=device))
     return weights.clamp(max=1.0)[: max(horizon - config.num_static_frames + 1, 0)]
-
-
-def training_health(output):
-    """What tells a healthy run from a sick one: particles visible per image, mean Beta a and b, mean glimpse scale."""
-    return {
-        "visible": (output["obj_on"] > VISIBLE).float().sum(-1).mean(),
-        "beta_a": output["obj_on_a"].mean(),
-        "beta_b": output["obj_on_b"].mean(),
-        "scale": torch.sigmoid(output["z_scale"]).mean(),
-    }
 
 
 # ----------------------------------------------------------------------------------------------------------- the tasks
@@ -193,7 +183,7 @@ class DLPTask(ParticleTask):
         stage = training_stage(progress.epoch, self.config.warmup_epoch)
         output = model(x, train_enc_prior=self.config.train_enc_prior, alpha_masks=False, **stage)
         losses = self.model.calc_elbo(x, output, **self.elbo_options, **stage)
-        return {**losses, **training_health(output)}
+        return {**losses, **training_health(x, output)}
 
     def measure(self, model):
         config = self.config
@@ -249,7 +239,7 @@ class DDLPTask(ParticleTask):
             losses = self.model.calc_elbo(x, output, **options, **self.elbo_options, **stage)
         else:
             losses = self.model.calc_elbo_static(x, output, **self.elbo_options, **stage)
-        return {**losses, **training_health(output)}
+        return {**losses, **training_health(x, output)}
 
     def kind_of_step(self, progress):
         with_dynamics, alone = progress.epoch >= self.config.start_dyn_epoch, self._trains_dynamics_alone(progress)
