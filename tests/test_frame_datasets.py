@@ -309,7 +309,7 @@ def test_every_configuration_names_a_data_set_of_its_kind():
 def test_the_configuration_says_whether_there_is_a_cache(trees, tmp_path, cache):
     shutil.copytree(trees / "clevrer", tmp_path / "data", ignore=shutil.ignore_patterns(".cache"))
     config = Config(ds="clevrer", root=str(tmp_path / "data"), image_size=32, cache=cache)
-    assert video_dataset(config, "val", 5)[0][0].shape == (100, 3, 32, 32)
+    assert video_dataset(config, "val", 5)[0][0].shape == (5, 3, 32, 32)
     assert image_dataset(config, "test")[0][0].shape == (3, 32, 32)
     names = sorted(path.name.rpartition("_")[0] for path in tmp_path.glob("data/.cache/*.npy"))
     assert names == ["clevrer_test_32", "clevrer_val_32"] * cache
