@@ -113,7 +113,8 @@ def test_two_processes_compute_what_one_does_with_both_their_batches(launched, t
     with without_noise():
         changes = {**TWO_CLIPS, "batch_size": 4}
         alone = runs.train(train_ddlp.main, tmp_path, SMALL, root=expected.config.root, **changes)
-    assert_nearly_the_same_run(alone, expected)
+    # Shares of what moves in a batch are not means over its items.
+    assert_nearly_the_same_run(alone, expected, without=["bg_share", "fg_share"])
 
 
 def test_another_number_of_processes_goes_on_in_the_same_order(launched, tmp_path):
