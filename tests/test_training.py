@@ -254,9 +254,9 @@ def test_data_sets_and_metrics_are_made_once(tmp_path, config, monkeypatch):
     """For a training with two evaluations."""
     made, image_dataset, add = [], get_dataset.get_image_dataset, ImageMetrics.add
 
-    def noting_dataset(ds, root, mode, *others):
+    def noting_dataset(ds, root, mode, *others, **options):
         made.append(mode)
-        return image_dataset(ds, root, mode, *others)
+        return image_dataset(ds, root, mode, *others, **options)
 
     def noting_metric(metrics, name):
         made.append(name)
