@@ -2,6 +2,7 @@
 ``python checkpoints/pack.py RUN_DIR checkpoints/NAME``, from the checkout's folder."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -31,9 +32,15 @@ def main(arguments=None):
         pack(Run.open(args.run), folder)
 
 
+def seen_from_here(name, path):
+    """A path of a run, which keeps absolute ones, as a configuration of this checkout has it."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else f"./{relative}"
+
+
 def pack(run, folder):
     """Write the weights of a DLPv2 or DDLP, those that `Run.load_model` takes, as a released folder has them."""
-    weights, config = checkpoints.load(run.find_weights()), run.config.replace(run_prefix="")
+    weights, config = checkpoints.load(run.find_weights()), run.config.replace(run_prefix="").map_paths(seen_from_here)
     checkpoints.save(_halved(weights), folder / f"{config.ds}_{run.kind}.pth")
     write_json(folder / run.config_file, {"kind": run.kind, **config.to_dict()})
 
@@ -48,12 +55,12 @@ def pack_diffusion(run, folder, ddlp_dir):
     published = {"step": int(ema["step"]), "model": {}, "opt": {}, "ema": kept, "scaler": None}
     checkpoints.save(published, folder / "saves" / run.state_path.name)
     checkpoints.save(checkpoints.load(run.stats_path), folder / run.stats_path.name)
-    config = run.config.replace(ddlp_dir=ddlp_dir or ".", ddlp_ckpt=None)
+    config = run.config.map_paths(seen_from_here).replace(ddlp_dir=ddlp_dir or ".", ddlp_ckpt=None)
     write_json(folder / run.config_file, {"kind": run.kind, **config.to_dict()})
     if ddlp_dir is None:
         weights = _halved(checkpoints.load(run.ddlp_weights_path()))
         checkpoints.save(weights, folder / run.ddlp_weights_path().name)
-        write_json(folder / DDLP_CONFIG_FILE, run.ddlp_config.to_dict())
+        write_json(folder / DDLP_CONFIG_FILE, run.ddlp_config.map_paths(seen_from_here).to_dict())
 
 
 def _halved(weights):

@@ -113,26 +113,28 @@ class VideoFile:
         is_ordered = None not in times and all(a < b for a, b in pairwise(times))
         return Shape(length, *size, tuple(points[1:]) if is_ordered else ())
 
-    def frames(self, start, stop, seek_points=()) -> Iterator[np.ndarray]:
-        """Yield the frames `start` to `stop` - 1, uint8 [H, W, 3], RGB, decoded from the last of the `seek_points` on
-        that is not after them. Raises UserError where they cannot be had."""
+    def frames(self, start, stop=None, seek_points=()) -> Iterator[np.ndarray]:
+        """Yield the frames `start` to `stop` - 1 (None: to the end), uint8 [H, W, 3], RGB, decoded from the last of the
+        `seek_points` on that is not after them. Raises UserError where they cannot be had."""
         first, time = max((point for point in seek_points if point[0] <= start), default=(0, None))
         number = first
         with _opened_video(self.path) as (container, stream):
+            pictures = _decoded(container, stream)
             if time is not None:
                 container.seek(time, stream=stream)
-            pictures = (frame for frame in _decoded(container, stream) if frame is not None)
-            if time is not None:
-                pictures = dropwhile(lambda frame: frame.pts is None or frame.pts < time, pictures)
+                pictures = dropwhile(lambda frame: frame is None or frame.pts is None or frame.pts < time, pictures)
             for frame in chain.from_iterable(map(repeat, pictures, _copies(self.path, container))):
-                if number == first and time not in (None, frame.pts):
+                if frame is None or (number == first and time not in (None, frame.pts)):
                     break  # not every file can be sought in
                 if number >= start:
                     yield _to_rgb(frame, stream)
                 number += 1
                 if number == stop:
                     return
-        if seek_points and number == first:
+            else:
+                if stop is None and number > first:
+                    return
+        if number == first and time is not None:
             yield from self.frames(start, stop)
         else:
             raise UserError(f"{self.path}: frame {number} cannot be read; has the file changed? start again")
@@ -259,7 +261,7 @@ class FrameFolder:
                 raise UserError(f"{path}: {sizes} {self.path / self.names[0]}")
         return Shape(len(self.names), *first)
 
-    def frames(self, start, stop, seek_points=()) -> Iterator[np.ndarray]:
+    def frames(self, start, stop=None, seek_points=()) -> Iterator[np.ndarray]:
         """See `VideoFile`."""
         for path in islice(self.files(), start, stop):
             with _opened(path) as image:

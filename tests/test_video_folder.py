@@ -250,6 +250,19 @@ def test_reading_late_frames_does_not_decode_from_the_start(root, monkeypatch):
     assert len(numbers) < 20
 
 
+def test_frames_to_the_end_are_decoded_one_by_one(root):
+    write_file(root / "a.mp4", smooth_frames(30))
+    whole = list(VideoFile(root / "a.mp4").frames(0))
+    np.testing.assert_array_equal(whole, smooth_frames(30))
+    np.testing.assert_array_equal(list(VideoFile(root / "a.mp4").frames(27)), whole[27:])
+    cut_file = write_file(root / "b.mp4", random_frames(40), [*LOSSLESS[".mp4"], "-movflags", "+faststart"])
+    cut(cut_file, 0.6)
+    frames = VideoFile(cut_file).frames(0)
+    np.testing.assert_array_equal([next(frames) for _ in range(10)], random_frames(40)[:10])
+    with pytest.raises(UserError, match=r"b\.mp4: frame 2\d cannot be read"):
+        list(frames)
+
+
 def test_a_seek_point_that_is_none_is_no_harm(root):
     write_file(root / "a.mp4", smooth_frames(50), [*LOSSY, "-g", "20"])
     video = VideoFile(root / "a.mp4")

@@ -12,9 +12,9 @@ from datasets.particle_cache import cached_tokens, clip_batches, data_fingerprin
 from eval.eval_gen_metrics import measure_predictions, measure_reconstructions, report, summarise
 from eval.eval_model import animate_predictions, draw_ddlp, draw_dlp, mean_elbo
 from eval.image_metrics import available_metrics
-from modules.particles import VISIBLE
 from rundir.run import MODELS, Run
 from training.command import parse_arguments, resume_command
+from training.diagnosis import training_health
 from training.loop import Interval, Task, TrainingLoop
 from utils import checkpoints
 from utils.device import make_accelerator, make_adam
@@ -46,16 +46,6 @@ def dynamic_discount(progress, config, device=None):
     return weights.clamp(max=1.0)[: max(horizon - config.num_static_frames + 1, 0)]
 
 
-def training_health(output):
-    """What tells a healthy run from a sick one: particles visible per image, mean Beta a and b, mean glimpse scale."""
-    return {
-        "visible": (output["obj_on"] > VISIBLE).float().sum(-1).mean(),
-        "beta_a": output["obj_on_a"].mean(),
-        "beta_b": output["obj_on_b"].mean(),
-        "scale": torch.sigmoid(output["z_scale"]).mean(),
-    }
-
-
 # ----------------------------------------------------------------------------------------------------------- the tasks
 
 
@@ -73,6 +63,7 @@ class ParticleTask(Task):
         self.config, self.accelerator = config, accelerator
         self.save_every = config.checkpoint_freq
         self.ema = None if config.ema is None else (config.ema, 1)
+        self.images_per_item = config.timestep_horizon + 1 if self.kind == "ddlp" or config.use_tracking else 1
         metrics = config.metrics if config.eval_im_metrics else ()
         recon_loss_func = None
         if config.recon_loss_type == "vgg":
@@ -123,6 +114,9 @@ class ParticleTask(Task):
     def interval(self, progress):
         start = progress.iteration - progress.batch
         return Interval(f"epoch {progress.epoch}", start, start + progress.epoch_length)
+
+    def iterations(self, progress):
+        return progress.iteration + (self.config.num_epochs - progress.epoch) * progress.epoch_length - progress.batch
 
     def end(self, progress):
         done = progress.epoch >= self.config.num_epochs
@@ -189,7 +183,7 @@ class DLPTask(ParticleTask):
         stage = training_stage(progress.epoch, self.config.warmup_epoch)
         output = model(x, train_enc_prior=self.config.train_enc_prior, alpha_masks=False, **stage)
         losses = self.model.calc_elbo(x, output, **self.elbo_options, **stage)
-        return {**losses, **training_health(output)}
+        return {**losses, **training_health(x, output)}
 
     def measure(self, model):
         config = self.config
@@ -245,7 +239,7 @@ class DDLPTask(ParticleTask):
             losses = self.model.calc_elbo(x, output, **options, **self.elbo_options, **stage)
         else:
             losses = self.model.calc_elbo_static(x, output, **self.elbo_options, **stage)
-        return {**losses, **training_health(output)}
+        return {**losses, **training_health(x, output)}
 
     def kind_of_step(self, progress):
         with_dynamics, alone = progress.epoch >= self.config.start_dyn_epoch, self._trains_dynamics_alone(progress)
@@ -344,6 +338,7 @@ class DDLPTask(ParticleTask):
             animate_predictions(
                 model, self.validation_items, range(count), paths, config.animation_horizon, seen, seconds
             )
+            run.track(paths[0])
         return scores
 
     def draw(self, model, x):
