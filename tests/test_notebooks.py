@@ -86,7 +86,7 @@ def test_the_setup_fetches_the_code_where_there_is_none(set_up, tmp_path):
     folder.mkdir()
     source.mkdir()
     (source / "models.py").write_text("")
-    (source / "requirements.txt").write_text("torch\n")  # it is here already: nothing is downloaded
+    (source / "requirements.txt").write_text("pip\n")  # it is here already: nothing is downloaded
     git = ["git", "-C", source, "-c", "user.name=A", "-c", "user.email=a@b.c"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "Code"]):
         subprocess.run([*git, *command], check=True)
