@@ -43,6 +43,7 @@ from utils.legal import (
 
 CONFIG_DIR = Path(__file__).resolve().parent
 METRICS = ("lpips", "ssim", "psnr")
+TRACKERS = ("tensorboard", "wandb", "trackio")
 SMALLEST_VGG_IMAGE = 32  # the VGG loss reads the features behind the fifth pooling
 
 # The keys of the published files, in their order; the others follow in the order of the fields.
@@ -232,6 +233,9 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
     checkpointing: bool = key(
         False, "compute activations again in the backward pass: less memory, more time", resumable=True
     )
+    tracker: str | None = key(
+        None, "where numbers, figures and animations go, beside the run directory", one_of(*TRACKERS), resumable=True
+    )
     tf32: bool = key(True, "convolutions of float32 on a GPU multiply in TF32, which is faster", resumable=True)
     deterministic: bool = key(
         False, "only kernels that give the same bits in every run, on a GPU more slowly", resumable=True
@@ -327,6 +331,9 @@ class DiffuseConfig(BaseConfig):
     )
     grad_clip: float | None = key(1.0, "norm at which the gradient is clipped; null: it is not", POSITIVE)
     compile: bool = key(False, "compile the model with torch.compile, which pays off in long runs", resumable=True)
+    tracker: str | None = key(
+        None, "where numbers, figures and animations go, beside the run directory", one_of(*TRACKERS), resumable=True
+    )
     tf32: bool = key(True, "convolutions of float32 on a GPU multiply in TF32, which is faster", resumable=True)
     deterministic: bool = key(
         False, "only kernels that give the same bits in every run, on a GPU more slowly", resumable=True

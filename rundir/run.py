@@ -28,6 +28,7 @@ class RunDirectory:
     config_file = "hparams.json"
     kind = ""  # of the model
     counter = "iteration"  # what metrics.jsonl calls the number of training steps
+    tracker = None  # the `Tracker` that is handed what is written
 
     def __init__(self, path, config, is_main=True):
         self.path, self.config, self.is_main = Path(path), config, is_main
@@ -69,11 +70,19 @@ class RunDirectory:
         with atomic_write(self.metrics_path) as temporary:
             text = "".join(json.dumps(record) + "\n" for record in [*kept, values])
             temporary.write_text(text, encoding="utf-8")
+        if self.tracker:
+            self.tracker.record(values, values[self.counter])
 
     def save_figure(self, name, image):
         """Write an image tensor [3, H, W] to figures/`name`.jpg."""
         if self.is_main:
             save_image(image, self.figures / f"{name}.jpg")
+            self.track(self.figures / f"{name}.jpg")
+
+    def track(self, path):
+        """Hand a figure or an animation that was written to the tracker, if there is one."""
+        if self.tracker:
+            self.tracker.add_file(path)
 
 
 class Run(RunDirectory):

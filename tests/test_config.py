@@ -42,6 +42,7 @@ ADDED = {
     "ema": None,
     "compile": False,
     "checkpointing": False,
+    "tracker": None,
     "tf32": True,
     "deterministic": False,
     "seed": 0,

@@ -35,6 +35,7 @@ ADDED = {
     "gradient_accumulation_steps": 1,
     "grad_clip": 1.0,
     "compile": False,
+    "tracker": None,
     "tf32": True,
     "deterministic": False,
     "encode_on_the_fly": False,

@@ -23,13 +23,13 @@ from configs import generate_config_file
 from configs.schema import Config
 from datasets import frame_cache, get_dataset, video_files, video_folder_ds
 from datasets.get_dataset import get_image_dataset, get_video_dataset, image_dataset, video_dataset
-from datasets.tone_mapping import TRANSFERS, to_standard_range
 from datasets.video_files import VIDEO_ENDINGS, FrameFolder, VideoFile, natural_order
 from datasets.video_folder_ds import VideoFolderImages, VideoFolderVideos, find_splits, split_by_name
 from rundir.run import Run
 from tests.balls import SMALL, run_in
 from tests.frames import assert_item
 from utils.errors import UserError
+from utils.tone_mapping import TRANSFERS, to_standard_range
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "custom_dataset.md"
 WIDTH, HEIGHT = 20, 16
@@ -248,6 +248,19 @@ def test_reading_late_frames_does_not_decode_from_the_start(root, monkeypatch):
     )
     assert len(list(video.frames(190, 193, points))) == 3
     assert len(numbers) < 20
+
+
+def test_frames_to_the_end_are_decoded_one_by_one(root):
+    write_file(root / "a.mp4", smooth_frames(30))
+    whole = list(VideoFile(root / "a.mp4").frames(0))
+    np.testing.assert_array_equal(whole, smooth_frames(30))
+    np.testing.assert_array_equal(list(VideoFile(root / "a.mp4").frames(27)), whole[27:])
+    cut_file = write_file(root / "b.mp4", random_frames(40), [*LOSSLESS[".mp4"], "-movflags", "+faststart"])
+    cut(cut_file, 0.6)
+    frames = VideoFile(cut_file).frames(0)
+    np.testing.assert_array_equal([next(frames) for _ in range(10)], random_frames(40)[:10])
+    with pytest.raises(UserError, match=r"b\.mp4: frame 2\d cannot be read"):
+        list(frames)
 
 
 def test_a_seek_point_that_is_none_is_no_harm(root):

@@ -40,6 +40,7 @@ class DiffusionTask(Task):
         self.ddlp_config, self.ddlp = ddlp_config, ddlp
         self.ema = (config.ema_decay, config.ema_update_every)
         self.save_every = config.save_and_sample_every
+        self.images_per_item = config.diffuse_frames
 
     def build_model(self):
         self.diffuse_ddlp = DiffuseDDLP.from_config(self.config, self.ddlp_config, self.ddlp)
@@ -76,6 +77,9 @@ class DiffusionTask(Task):
         end = min(start + every, self.config.train_num_steps)
         return Interval(f"to step {end}", start, end)
 
+    def iterations(self, progress):
+        return self.config.train_num_steps
+
     def end(self, progress):
         done = progress.iteration >= self.config.train_num_steps
         return f"all {self.config.train_num_steps} steps are done; more: --train_num_steps" if done else None
@@ -90,7 +94,9 @@ class DiffusionTask(Task):
                 videos = generator.sample(SAMPLES, horizon, seed=config.seed, progress=bar)
             run.save_figure(f"sample_{step}", sample_grid(videos, config.diffuse_frames))
             animation = side_by_side([generated_panel(video, config.diffuse_frames) for video in videos])
-            save_animation(animation, run.figures / f"sample_{step}_traj_anim.gif", seconds)
+            path = run.figures / f"sample_{step}_traj_anim.gif"
+            save_animation(animation, path, seconds)
+            run.track(path)
         return {}
 
     # ----------------------------------------------------------------------------- the particles of the training set

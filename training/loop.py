@@ -24,11 +24,19 @@ from ema_pytorch import EMA
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from rundir.tracker import Tracker, check_tracker
 from training.batches import RunningMeans, SeededItems, ShuffledBatches
 from training.diagnosis import diagnose
 from training.graphs import GraphedSteps
 from utils import checkpoints
-from utils.device import autocast, check_accelerate_settings, check_cuda_graphs, choose_kernels, describe_device
+from utils.device import (
+    autocast,
+    check_accelerate_settings,
+    check_cuda_graphs,
+    choose_kernels,
+    describe_device,
+    memory_in_use,
+)
 from utils.errors import UserError, is_lost_process
 from utils.plotting import loss_graph
 from utils.random_state import seed_everything, seed_of
@@ -72,14 +80,15 @@ class Task(ABC):
     """What is special about training one kind of model; the loop calls nothing else.
 
     bar: the loss terms that the progress bar shows; graph: panels and horizontal axis of the figure of losses, for
-    `loss_graph`; notes: lines to tell the user when training starts; save_every: iterations between two saves; ema:
-    decay and interval of a moving average of the weights, or None.
+    `loss_graph`; notes: lines to tell the user when training starts; save_every: iterations between two saves;
+    images_per_item: of the data set; ema: decay and interval of a moving average of the weights, or None.
     """
 
     bar: tuple
     graph: tuple
     notes = ()
     save_every: int
+    images_per_item = 1
     ema = None
 
     @abstractmethod
@@ -115,6 +124,10 @@ class Task(ABC):
         """The current `Interval`."""
 
     @abstractmethod
+    def iterations(self, progress):
+        """How many iterations training takes in all."""
+
+    @abstractmethod
     def end(self, progress):
         """None, or once the end is reached a line that says so and how to go on."""
 
@@ -130,9 +143,8 @@ class Task(ABC):
 class TrainingLoop:
     """Trains a `Task`'s model: `TrainingLoop(task, config, accelerator, resume_command).fit(run)`.
 
-    config: of it `seed`, `batch_size`, `gradient_accumulation_steps`, `grad_clip` and the keys of `utils.device` are
-    read; resume_command: what a user types, before the run directory, to go on with a run that was stopped. A run that
-    goes on needs `resume(run)` before `fit`.
+    config: of it is read what is the same for all tasks, from `seed` to `tracker`; resume_command: what a user types,
+    before the run directory, to go on with a run that was stopped. A run that goes on needs `resume(run)` before `fit`.
     """
 
     def __init__(self, task, config, accelerator, resume_command):
@@ -141,6 +153,8 @@ class TrainingLoop:
         self.clock = None  # when the interval's first step was done, and which it was
         self.best, self.means, self.interruption = {}, RunningMeans(), Interruption()
         check_accelerate_settings(config)
+        if config.tracker:
+            check_tracker(config.tracker)
         choose_kernels(config.tf32, config.deterministic, fixed_shapes=True)
         set_seed(config.seed)
         model = task.build_model()
@@ -177,7 +191,10 @@ class TrainingLoop:
         self.run = run
         for line in (f"run directory: {run.path}", describe_device(self.accelerator, self.config), *self.task.notes):
             self._say(line)
-        progress = self.progress
+        progress, config = self.progress, self.config
+        if config.tracker and self.accelerator.is_main_process:
+            run.tracker = Tracker(config.tracker, run, self.accelerator, progress.iteration)
+        self.start = time.perf_counter(), progress.iteration
         if self.task.end(progress) is not None and not progress.evaluation_due:
             self._say(self.task.end(progress))
         with self.interruption.watch(), self._lost_processes_named():
@@ -248,7 +265,7 @@ class TrainingLoop:
         self.run.record(record)
         if self.accelerator.is_main_process:
             self.run.save_figure(f"{self.run.name}_graph", loss_graph(self.run.records(), *self.task.graph))
-        self._say(" ".join(f"{name} {value:.4g}" for name, value in record.items()))
+        self._say(" ".join(f"{name} {value:.4g}" for name, value in record.items()) + self._time_left())
         if self.accelerator.is_main_process:
             for line in diagnose(self.run.records(), self.config):
                 self._say(line)
@@ -386,11 +403,25 @@ class TrainingLoop:
             self.bar.set_postfix({name: f"{means[name]:.3g}" for name in self.task.bar if name in means}, refresh=False)
 
     def _speed(self):
-        """Steps per second since the interval's first step, if there were more."""
+        """Of all processes: steps and images per second since the interval's first step, if there were more; and the
+        memory of this one, in GB."""
+        memory = {"memory_gb": memory_in_use(self.accelerator.device) / 1e9}
         if self.clock is None or self.progress.iteration == self.clock[1]:
-            return {}
+            return memory
         start, first = self.clock
-        return {"steps_per_second": (self.progress.iteration - first) / (time.perf_counter() - start)}
+        speed = (self.progress.iteration - first) / (time.perf_counter() - start)
+        batches = self.config.gradient_accumulation_steps * self.accelerator.num_processes
+        images = batches * self.config.batch_size * self.task.images_per_item
+        return {"steps_per_second": speed, "images_per_second": speed * images, **memory}
+
+    def _time_left(self):
+        """How long training takes yet, at the speed since it started or went on, evaluations included: in words."""
+        start, first = self.start
+        left = self.task.iterations(self.progress) - self.progress.iteration
+        done = self.progress.iteration - first
+        if not done or not left:
+            return ""
+        return f" time left {tqdm.format_interval((time.perf_counter() - start) / done * left)}"
 
     def _stop_requested(self):
         """Whether any process was asked to stop; all processes agree, which they only ask each other now and then."""

@@ -63,6 +63,7 @@ class ParticleTask(Task):
         self.config, self.accelerator = config, accelerator
         self.save_every = config.checkpoint_freq
         self.ema = None if config.ema is None else (config.ema, 1)
+        self.images_per_item = config.timestep_horizon + 1 if self.kind == "ddlp" or config.use_tracking else 1
         metrics = config.metrics if config.eval_im_metrics else ()
         recon_loss_func = None
         if config.recon_loss_type == "vgg":
@@ -113,6 +114,9 @@ class ParticleTask(Task):
     def interval(self, progress):
         start = progress.iteration - progress.batch
         return Interval(f"epoch {progress.epoch}", start, start + progress.epoch_length)
+
+    def iterations(self, progress):
+        return progress.iteration + (self.config.num_epochs - progress.epoch) * progress.epoch_length - progress.batch
 
     def end(self, progress):
         done = progress.epoch >= self.config.num_epochs
@@ -343,6 +347,7 @@ class DDLPTask(ParticleTask):
             animate_predictions(
                 model, self.validation_items, range(count), paths, config.animation_horizon, seen, seconds
             )
+            run.track(paths[0])
         return scores
 
     def draw(self, model, x):
