@@ -27,7 +27,14 @@ from tests.runs import (
 from utils import checkpoints
 
 # Without correlation maps, whose norm is the whole batch's, the items of a batch do not depend on each other.
-TWO_CLIPS = {"batch_size": 2, "grad_clip": 100.0, "use_correlation_heatmaps": False, "train_size": 16, "seed": 5}
+TWO_CLIPS = {
+    "batch_size": 1,
+    "gradient_accumulation_steps": 2,
+    "grad_clip": 100.0,
+    "use_correlation_heatmaps": False,
+    "train_size": 16,
+    "seed": 5,
+}
 DLP = {"batch_size": 2, "num_epochs": 6, "eval_epoch_freq": 9, "checkpoint_freq": 100}
 DIFFUSION = {"train_num_steps": 8, "save_and_sample_every": 4}
 
@@ -72,6 +79,7 @@ def test_two_processes_train_one_model_and_go_on_exactly(launched):
     line = "stopped at epoch 4, iteration 20; go on with: accelerate launch --config_file ./accel_conf.yml"
     assert output.count(f"{line} train_dlp_accelerate.py --resume {stopped.path.name}") == 1
     assert "resumed at epoch 4, iteration 20" in output
+    assert "destroy_process_group" not in output  # PyTorch's warning where a training is not ended
     assert_same_run(stopped, whole)
 
 
@@ -106,12 +114,12 @@ def test_two_processes_compute_what_one_does_that_accumulates_two_batches(launch
     assert_nearly_the_same_run(alone, expected)
 
 
-def test_two_processes_compute_what_one_does_with_both_their_batches(launched, tmp_path):
-    """Losses, gradients, weights, validation and metrics, where no noise is drawn."""
+def test_two_processes_compute_what_one_does_with_all_their_batches(launched, tmp_path):
+    """Losses, gradients, weights, validation and metrics, where no noise is drawn; each process accumulates two."""
     expected = the_run(launched[0] / "joint")
     assert expected.records()[0]["grad_norm"] > 0 and "ssim" in expected.records()[1]
     with without_noise():
-        changes = {**TWO_CLIPS, "batch_size": 4}
+        changes = {**TWO_CLIPS, "batch_size": 4, "gradient_accumulation_steps": 1}
         alone = runs.train(train_ddlp.main, tmp_path, SMALL, root=expected.config.root, **changes)
     # Shares of what moves in a batch are not means over its items.
     assert_nearly_the_same_run(alone, expected, without=["bg_share", "fg_share"])
