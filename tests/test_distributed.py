@@ -25,6 +25,7 @@ from tests.runs import (
     write_json,
 )
 from utils import checkpoints
+from utils.errors import run_command
 
 # Without correlation maps, whose norm is the whole batch's, the items of a batch do not depend on each other.
 TWO_CLIPS = {
@@ -158,6 +159,18 @@ def test_a_process_that_is_killed_ends_the_others_with_one_line(launched, tmp_pa
     )
     assert line in output.splitlines() and run.load_state()["progress"]["iteration"] == 4
     assert output.count("Traceback") == 1 and "torch/distributed/run.py" in output  # of what started the processes
+
+
+def test_also_before_training_a_lost_process_is_one_line(capsys):
+    def lose(text):
+        raise RuntimeError(text)
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: lose("[gloo/transport/tcp/pair.cc:545] Connection closed by peer [127.0.0.1]:25809"))
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error: another process of this training has ended\n"
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        run_command(lambda: lose("shapes do not fit"))
 
 
 def test_two_processes_train_and_measure_one_ddlp(launched, tmp_path):
