@@ -20,11 +20,11 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
-from datasets.tone_mapping import TRANSFERS, to_standard_range
 from utils.errors import UserError
 from utils.files import is_clutter
+from utils.tone_mapping import TRANSFERS, to_standard_range
 
 VIDEO_ENDINGS = (
     *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif"),
@@ -254,7 +254,8 @@ class FrameFolder:
         first = None
         for path in self.files():
             with _opened(path) as image:
-                size = ImageOps.exif_transpose(image).size if _is_turned(image) else image.size
+                is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+                size = image.size[::-1] if is_turned else image.size
             first = first or size
             if size != first:
                 sizes = "is of {} x {} pixels; legal: {} x {}, as".format(*size, *first)
@@ -271,13 +272,6 @@ class FrameFolder:
                 yield to_rgb(ImageOps.exif_transpose(image))
 
 
-_ORIENTATION = 0x0112  # the Exif tag
-
-
-def _is_turned(image):
-    return image.getexif().get(_ORIENTATION, 1) != 1
-
-
 @contextmanager
 def _opened(path):
     """Pillow's image of a file; what goes wrong with it becomes a UserError."""
@@ -287,16 +281,8 @@ def _opened(path):
     except UserError:
         raise
     except _PILLOW_ERRORS as error:
-        reason = getattr(error, "strerror", None)
-        if (
-            reason is None
-            and isinstance(error, OSError | Image.DecompressionBombError)
-            and "identify" not in str(error)
-        ):
-            reason = str(error)
-        raise UserError(
-            f"{path}: cannot be read: {reason or 'it is damaged or something else'}; legal: a whole PNG or JPEG image"
-        ) from error
+        reason = getattr(error, "strerror", None) or "it is damaged or something else"
+        raise UserError(f"{path}: cannot be read: {reason}; legal: a whole PNG or JPEG image") from error
 
 
 def to_rgb(image):
@@ -328,15 +314,15 @@ def list_entries(folder, legal):
     """
     try:
         with os.scandir(folder) as entries:
-            entries = sorted(entries, key=lambda entry: natural_order(entry.name))
-            media = [entry for entry in entries if _has_media(entry)]
+            named = {entry.name: entry for entry in entries}
+            media = {name: entry for name, entry in named.items() if _has_media(entry)}
     except OSError as error:
         raise UserError(f"{folder}: cannot be read: {error.strerror}; legal: {legal}") from error
-    others = [entry.name for entry in entries if entry not in media and not _is_ignored(entry.name)]
+    others = sorted((name for name in named.keys() - media.keys() if not _is_ignored(name)), key=natural_order)
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         _warn(folder, f"{', '.join(others[:3])}{more} passed over: no video and no frame")
-    return media
+    return [media[name] for name in sorted(media, key=natural_order)]
 
 
 def _is_ignored(name):
@@ -350,7 +336,7 @@ def _has_media(entry):
     if entry.is_dir():
         with os.scandir(entry) as entries:
             return any(_has_media(each) for each in entries)
-    kind = _TYPES.guess_type(entry.name)[0] or ""
+    kind = _TYPES.guess_type(entry.name.lower())[0] or ""
     return kind.startswith(("image/", "video/")) or entry.name.lower().endswith(VIDEO_ENDINGS)
 
 

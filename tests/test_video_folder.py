@@ -23,13 +23,13 @@ from configs import generate_config_file
 from configs.schema import Config
 from datasets import frame_cache, get_dataset, video_files, video_folder_ds
 from datasets.get_dataset import get_image_dataset, get_video_dataset, image_dataset, video_dataset
-from datasets.tone_mapping import TRANSFERS, to_standard_range
 from datasets.video_files import VIDEO_ENDINGS, FrameFolder, VideoFile, natural_order
 from datasets.video_folder_ds import VideoFolderImages, VideoFolderVideos, find_splits, split_by_name
 from rundir.run import Run
 from tests.balls import SMALL, run_in
 from tests.frames import assert_item
 from utils.errors import UserError
+from utils.tone_mapping import TRANSFERS, to_standard_range
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "custom_dataset.md"
 WIDTH, HEIGHT = 20, 16
