@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from datasets.episodes import scaled
-from datasets.get_dataset import get_video_dataset
+from datasets.get_dataset import check_first, get_video_dataset
 from datasets.particle_cache import AT_ONCE, cached_tokens, clip_batches, data_fingerprint
 from models import DiffuseDDLP
 from training.loop import Interval, Task
@@ -108,7 +108,9 @@ class DiffusionTask(Task):
         size = self.diffuse_ddlp.ddlp_config.image_size
         try:
             options = {"cache": config.cache, "as_uint8": True}
-            return get_video_dataset(config.ds, config.ds_root, config.diffuse_frames, "train", size, **options)
+            clips = get_video_dataset(config.ds, config.ds_root, config.diffuse_frames, "train", size, **options)
+            check_first(clips, config.ds, size, config.diffuse_frames)
+            return clips
         except UserError as error:
             where = f"the training clips of ds {config.ds}, diffuse_frames {config.diffuse_frames}"
             raise UserError(f"{where}: {error}") from error
