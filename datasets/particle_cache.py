@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from datasets.frame_cache import Words, check_room, load_or_build, map_npy, write_blocks
 from datasets.loading import Loader
+from utils.progress import progress_bar
 
 AT_ONCE = 32  # clips that are encoded together; not the batch size, so that the particles do not depend on it
 _FILES = 32  # of a training set, at most
@@ -76,7 +77,7 @@ def cached_tokens(root, ds, key, shape, encode, process=0, num_processes=1):
     step = math.ceil(len(clips) / AT_ONCE / _FILES) * AT_ONCE
     parts = [clips[start : start + step] for start in range(0, len(clips), step)]
     first, paths, is_announced = process * len(parts) // num_processes, {}, False
-    with tqdm(total=len(clips), unit="clip", delay=1, disable=process > 0, dynamic_ncols=True) as bar:
+    with progress_bar(total=len(clips), unit="clip", delay=1, disable=process > 0, dynamic_ncols=True) as bar:
 
         def write(path, part):
             nonlocal is_announced

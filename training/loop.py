@@ -39,6 +39,7 @@ from utils.device import (
 )
 from utils.errors import UserError, is_lost_process
 from utils.plotting import loss_graph
+from utils.progress import progress_bar
 from utils.random_state import seed_everything, seed_of
 
 READ_INTERVAL = 20  # iterations between two reads of the losses from the device
@@ -380,7 +381,7 @@ class TrainingLoop:
 
     def _with_progress_bar(self, steps, interval):
         """The steps' batches under a progress bar."""
-        self.bar = tqdm(
+        self.bar = progress_bar(
             steps,
             desc=interval.name,
             initial=self.progress.iteration - interval.start,
