@@ -40,7 +40,7 @@ def configuration(args, overrides):
     """The `DiffuseConfig` to train with, and the `DiffusionRun` that goes on, or None for a new one."""
     if args.resume:
         run = DiffusionRun.open(args.resume)
-        return run.config.resume(**overrides), run
+        return run.config.resume(run.may_change, **overrides), run
     config = DiffuseConfig.load(args.new).replace("command line", **overrides)
     if config.result_dir is None:
         return config, None

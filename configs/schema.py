@@ -153,11 +153,12 @@ class BaseConfig:
         """A copy that means the same wherever it is read."""
         return self.map_paths(lambda name, path: os.path.abspath(path))
 
-    def resume(self, **changes):
+    def resume(self, also=(), /, **changes):
         """The configuration with which a run of this one goes on: a copy with some keys changed; `UserError` for a
-        change of a key that may not change then."""
+        change of a key that may not change then. also: keys that may change this time."""
         entries = self.keys()
         fixed = [name for name in changes if name in entries and not entries[name].metadata["resumable"]]
+        fixed = [name for name in fixed if name not in also]
         for name in fixed:
             if changes[name] != getattr(self, name):
                 legal = ", ".join(name for name, entry in entries.items() if entry.metadata["resumable"])

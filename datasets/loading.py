@@ -1,5 +1,6 @@
 """Batches from processes that load data: a signal to the whole group leaves them alone, and what fails is one line."""
 
+import errno
 import multiprocessing
 import re
 import signal
@@ -21,8 +22,11 @@ class Loader(DataLoader):
     """
 
     def __iter__(self):
-        with _signals_held_back(self):
-            batches = super().__iter__()
+        try:
+            with _signals_held_back(self):
+                batches = super().__iter__()
+        except OSError as error:  # of the locks and queues between the processes
+            raise (_no_shared_memory() if error.errno == errno.ENOSPC else error) from error
         workers = getattr(batches, "_workers", [])
         # Also where nobody comes to the end of the batches: at the exit, before Python waits for its processes.
         end = Finalize(None, _end, (workers,), exitpriority=0)
@@ -82,19 +86,26 @@ def _explained(error):
     if isinstance(error, UserError):
         # PyTorch hands on an error in a process that loads data as that process's traceback, which ends in its text.
         return UserError(text.rstrip().rpartition(f"{UserError.__name__}: ")[2])
-    if re.search(r"Bus error|shared memory|unable to (write|mmap|resize|open) .*torch_|No space left on device", text):
-        return UserError(
-            "there is no room in shared memory (/dev/shm), through which processes hand on the data that they load;"
-            " legal: more of it (docker run --shm-size=8g), fewer num_workers, or 0, which needs none"
-        )
+    if re.search(r"Bus error|shared memory|unable to \w+ .*torch_", text):
+        return _no_shared_memory()
     if "Too many open files" in text or "ancdata" in text:
         return UserError(
             "the processes that load data have too many files open; legal: a higher limit (ulimit -n 65536), fewer"
             " num_workers"
         )
-    if ended := re.search(r"DataLoader worker \(pid.*?\) (is killed by signal: [\w ]+|exited unexpectedly)", text):
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+        last = text.rstrip().splitlines()[-1]
+        return UserError(f"the data cannot be read any more: {last.partition('Error: ')[2] or last}")
+    if ended := re.search(r"Connection|is killed by signal: [\w ]+|exited unexpectedly", text):
         return UserError(
-            f"a process that loads data was ended from outside or by a library ({ended[1]}), often by the system"
+            f"a process that loads data was ended from outside or by a library ({ended[0]}), often by the system"
             " because memory was short; legal: fewer num_workers, a smaller batch_size"
         )
     return error
+
+
+def _no_shared_memory():
+    return UserError(
+        "there is no room in shared memory (/dev/shm), through which processes hand on the data that they load; legal:"
+        " more of it (docker run --shm-size=8g), fewer num_workers, or 0, which needs none"
+    )

@@ -6,6 +6,7 @@ and `training_state.pt`, from which training goes on. Released folders (`hparams
 """
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from models import ObjectDLP, ObjectDynamicsDLP
 from utils import checkpoints
 from utils.errors import UserError
 from utils.files import atomic_write, link_or_copy, read_json, write_json
+from utils.foreign_weights import describe
 from utils.plotting import save_image
 
 MODELS = {"dlp": ObjectDLP, "ddlp": ObjectDynamicsDLP}
@@ -70,6 +72,8 @@ class RunDirectory:
     def write_state(self, contents, iteration):
         """Write what training goes on from after so many iterations, and keep the last `keep` states."""
         checkpoints.save(contents, self.state_path)
+        if self.divergence_path.is_file() and read_json(self.divergence_path)["iteration"] <= iteration:
+            self.divergence_path.unlink()
         kept = self.earlier_states()
         if self.config.keep > 1:
             numbered = self.state_path.with_stem(f"{self.state_path.stem}_{iteration}")
@@ -80,6 +84,26 @@ class RunDirectory:
         last = [number for number in kept if number <= iteration][-self.config.keep :] if self.config.keep > 1 else []
         for number in kept.keys() - set(last):
             kept[number].unlink(missing_ok=True)
+
+    @property
+    def divergence_path(self):
+        return self.state_path.with_name("not_finite.json")
+
+    def note_divergence(self, iteration):
+        """Note that what was computed was not finite any more at an iteration, until training gets beyond that."""
+        if self.is_main:
+            write_json(self.divergence_path, {"iteration": iteration})
+
+    @property
+    def may_change(self):
+        """Keys that may change, beside the usual ones, when the run goes on: the rate where training diverged."""
+        return ("lr",) if self.divergence_path.is_file() else ()
+
+    def check_writable(self):
+        """`UserError` if training cannot write to the directory."""
+        for folder in (self.path, self.state_path.parent, self.figures):
+            if folder.is_dir() and not os.access(folder, os.W_OK):
+                raise UserError(f"{folder}: cannot be written to; legal: a run directory that can, or a copy of it")
 
     def read_state(self):
         """What `write_state` wrote last, or, where the directory was opened by the path of another state, that."""
@@ -190,7 +214,11 @@ class Run(RunDirectory):
 
     def load_state(self):
         """The training state to go on from."""
-        return self.read_state()
+        state = self.read_state()
+        if not isinstance(state, dict) or not {"model", "optimizer", "progress"} <= state.keys():
+            path = self.opened_state or self.state_path
+            raise UserError(f"{path}: holds {describe(state)}; legal: a state that training saved")
+        return state
 
 
 def split_state(path):

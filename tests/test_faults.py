@@ -3,12 +3,16 @@
 `docs/reliability.md` says what each test shows.
 """
 
+import ctypes
 import os
 import random
+import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import psutil
 import pytest
@@ -18,13 +22,38 @@ import train_dlp
 import training.particles
 from datasets.get_dataset import shard_loader
 from datasets.loading import Loader
-from rundir.run import RunDirectory
+from datasets.shapes_ds import ShapesDataset
+from rundir.run import Run, RunDirectory
 from tests import runs
 from tests.runs import SHAPES, assert_same_run, before, run_apart, the_run
 from training.interruption import Interruption, Stopped
+from training.loop import TrainingError
+from training.particles import DLPTask
+from utils import checkpoints
 from utils.errors import run_command
 
 train, resume = partial(runs.train, train_dlp.main), partial(runs.resume, train_dlp.main)
+
+
+MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
+CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
+
+
+def mount(source, target, options="", flags=0):
+    """Mount a file system that this process alone sees."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(mount, "namespace"):
+        uid, gid = os.getuid(), os.getgid()
+        if libc.unshare(CLONE_NEWNS):
+            assert libc.unshare(CLONE_NEWUSER | CLONE_NEWNS) == 0, "this system lets nobody mount"
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+            Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+        assert libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) == 0
+        mount.namespace = True
+    kind = b"tmpfs" if source == "tmpfs" else None
+    done = libc.mount(os.fsencode(source), os.fsencode(target), kind, flags, options.encode())
+    assert done == 0, os.strerror(ctypes.get_errno())
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +224,138 @@ def test_the_last_states_are_kept_and_gone_on_from(tmp_path, config, uninterrupt
     assert code == 2 and f"; there is also {saves / 'training_state_8.pt'}" in lines[-1]
     code, lines = command(train_dlp.main, ["--resume", str(saves / "training_state_8.pt"), "--keep", "1"])
     assert code == 0 and "resumed at epoch 2, iteration 8" in lines
+
+
+@pytest.mark.parametrize("how", ["truncated", "weights", "text"])
+def test_a_state_that_is_none_is_named(how, tmp_path, uninterrupted):
+    run = copy_of(uninterrupted, tmp_path)
+    path, weights = run.state_path, run.path / "saves" / "shapes_dlp.pth"
+    before = {"truncated": path.read_bytes()[:9000], "weights": weights.read_bytes(), "text": b"no state"}[how]
+    path.unlink()
+    path.write_bytes(before)
+    code, lines = command(train_dlp.main, ["--resume", str(run.path), "--num_epochs", "3"])
+    words = {"truncated": "not a readable", "weights": "legal: a state that training saved", "text": "not a readable"}
+    assert code == 2 and lines[-1].startswith(f"error: {path}: ") and words[how] in lines[-1]
+    assert path.read_bytes() == before
+
+
+def test_a_state_of_another_run_names_the_keys(tmp_path, config, uninterrupted):
+    run = copy_of(uninterrupted, tmp_path)
+    state = checkpoints.load(run.state_path)
+    other = {**state, "config": {**state["config"], "n_kp_enc": 3, "beta_kl": 0.2, "num_epochs": 9}}
+    checkpoints.save(other, run.state_path)
+    code, lines = command(train_dlp.main, ["--resume", str(run.path)])
+    assert code == 2 and lines[-1] == (
+        f"error: {run.state_path}: saved with another configuration: beta_kl is 0.2 there, {run.config.beta_kl} in"
+        f" hparams.json, n_kp_enc is 3 there, {run.config.n_kp_enc} in hparams.json; legal: the same"
+    )
+    checkpoints.save({**state, "kind": "ddlp"}, run.state_path)
+    code, lines = command(train_dlp.main, ["--resume", str(run.path)])
+    assert code == 2 and lines[-1].endswith("saved by a run of kind ddlp; legal: one of kind dlp")
+    checkpoints.save({**state, "items": 17}, run.state_path)
+    code, lines = command(train_dlp.main, ["--resume", str(run.path)])
+    assert code == 2 and "the training set had 17 items, it has 16 now; legal: the same data" in lines[-1]
+
+
+def copy_of(run, folder):
+    shutil.copytree(run.path, folder / run.path.name)
+    return Run.open(folder / run.path.name)
+
+
+def test_where_training_diverged_the_learning_rate_may_change(tmp_path, config, uninterrupted, monkeypatch):
+    code, lines = command(train_dlp.main, ["--resume", str(uninterrupted.path), "--lr", "1e-5"])
+    assert code == 2 and "lr is 1e-05; legal: 0.0002, as in the run that goes on" in lines[-1]
+    losses = DLPTask.losses
+
+    def diverging(task, model, batch, progress):
+        result = losses(task, model, batch, progress)
+        return {**result, "loss": result["loss"] * float("nan")} if progress.iteration == 6 else result
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DLPTask, "losses", diverging)
+        code, lines = command(train, tmp_path, config)
+    run = the_run(tmp_path)
+    assert code == 1 and "loss is nan at iteration 7 (epoch 1); the last good checkpoint is kept" in lines[-1]
+    assert lines[-1].endswith(f"--resume {run.path.name}, perhaps with a lower learning rate: --lr")
+    assert run.load_state()["progress"]["iteration"] == 6
+    resume(run, lr=1e-5)
+    assert "from here on with lr 1e-05 instead of 0.0002" in (run.path / "log.txt").read_text()
+    assert [record["lr"] for record in run.records()] == pytest.approx([2e-4, 0.95e-5])
+    (group,) = run.load_state()["optimizer"]["param_groups"]
+    assert group["lr"] == pytest.approx(0.95**2 * 1e-5) and Run.open(run.path).config.lr == 1e-5
+    code, lines = command(train_dlp.main, ["--resume", str(run.path), "--lr", "1e-6"])
+    assert code == 2 and "lr is 1e-06; legal: 1e-05" in lines[-1]
+
+
+# ------------------------------------------------------------------------------------------------ disks and processes
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, config, uninterrupted, monkeypatch):
+    def on_a_small_disk():
+        mount("tmpfs", tmp_path, "size=64m")
+
+        def fill():
+            with suppress(OSError), open(tmp_path / "filler", "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(1000))
+
+        before(monkeypatch, "_step", 4, fill)
+        with pytest.raises(TrainingError) as error:
+            train(tmp_path, config)
+        run = the_run(tmp_path)
+        assert "cannot be written: No space left on device; the last good checkpoint is kept" in str(error.value)
+        (tmp_path / "filler").unlink()
+        assert not list(tmp_path.rglob(".*.part*")) and run.load_state()["progress"]["iteration"] == 4
+        resume(run)
+        assert_same_run(run, uninterrupted)
+
+    code, output = run_apart(on_a_small_disk)
+    assert code == 0, output
+
+
+def test_a_read_only_run_directory_is_one_line(tmp_path, uninterrupted):
+    def read_only():
+        mount(uninterrupted.path, uninterrupted.path, flags=MS_BIND)
+        mount(uninterrupted.path, uninterrupted.path, flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
+        run_command(lambda: train_dlp.main(["--resume", str(uninterrupted.path), "--num_epochs", "3"]))
+
+    code, output = run_apart(read_only)
+    line = f"error: {uninterrupted.path}: cannot be written to; legal: a run directory that can, or a copy of it\n"
+    assert code == 2 and output.endswith(line)
+
+
+@pytest.mark.parametrize("size", ["8k", "128k"])  # too little for the queues, for the batches
+def test_little_shared_memory_is_one_line(size, tmp_path, config):
+    def with_little():
+        mount("tmpfs", "/dev/shm", f"size={size}")
+        train(tmp_path, config, num_workers=1, batch_size=16)
+
+    code, lines = command(with_little)
+    assert code == 1 and "error: there is no room in shared memory (/dev/shm)" in lines[-1]
+    assert "legal: more of it (docker run --shm-size=8g), fewer num_workers, or 0" in lines[-1]
+
+
+def test_a_killed_worker_is_one_line(tmp_path, config, monkeypatch):
+    def kill_one():
+        psutil.Process().children()[0].kill()
+        time.sleep(1)
+
+    before(monkeypatch, "_step", 4, kill_one)
+    code, lines = command(train, tmp_path, config, num_workers=2)
+    assert code == 1 and "error: a process that loads data was ended from outside" in lines[-1]
+    assert "the last good checkpoint is kept; go on from it with: python train_dlp.py --resume" in lines[-1]
+    assert the_run(tmp_path).load_state()["progress"]["iteration"] == 4
+
+
+def test_data_that_disappears_is_one_line(tmp_path, config, monkeypatch):
+    def gone(items, index):
+        raise FileNotFoundError(2, "No such file or directory", "frame_7.png")
+
+    before(monkeypatch, "_step", 2, lambda: monkeypatch.setattr(ShapesDataset, "__getitem__", gone))
+    code, lines = command(train, tmp_path, config, save_every=9)
+    assert code == 1 and lines[-1].startswith(
+        "error: the data cannot be read any more: [Errno 2] No such file or directory: 'frame_7.png'; no checkpoint"
+    )
 
 
 def assert_same_state(run, expected):

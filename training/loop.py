@@ -303,7 +303,7 @@ class TrainingLoop:
         self._read_losses()
         for name, parameter in self.bare_model.named_parameters():
             if not torch.isfinite(parameter).all():
-                raise TrainingError(f"the weights {name} are not finite at {self._position()}; {self._last_good()}")
+                raise self._diverged(f"the weights {name} are not finite at {self._position()}")
         self.run.save_state(
             {
                 "model": self.bare_model.state_dict(),
@@ -314,6 +314,9 @@ class TrainingLoop:
                 "means": self.means.state_dict(),
                 "best": self.best,
                 "num_processes": self.accelerator.num_processes,
+                "kind": self.run.kind,
+                "config": {**self.run.config.to_dict(), "lr": self.config.lr},
+                "items": self.batches.num_items,
             }
         )
 
@@ -323,7 +326,9 @@ class TrainingLoop:
         On another number of processes the order of the items stays; a few, fewer than a step takes, are seen again.
         """
         self.run = run
+        run.check_writable()
         state = run.load_state()
+        rate = self._check_state(state)
         checkpoints.insert_weights(self.bare_model, state["model"], f"{run.state_path} (model)")
         self._load_optimizer(state["optimizer"])
         if self.ema is not None:
@@ -336,6 +341,8 @@ class TrainingLoop:
             self.means.load_state_dict(state["means"])
             self.best = state["best"]
         self._say(f"resumed at {self._position()}")
+        if rate != self.config.lr:
+            self._change_rate(rate)
         processes = state.get("num_processes", self.accelerator.num_processes)
         if processes != self.accelerator.num_processes:
             self._go_on_from(processes)
@@ -350,6 +357,46 @@ class TrainingLoop:
             f"with {self.accelerator.num_processes} process(es) instead of {processes}: the same order of the data, but"
             " not to the bit what as many would give"
         )
+
+    def _check_state(self, state):
+        """`UserError` unless a state is of such a run, as far as it says. Returns the learning rate that it is of."""
+        run = self.run
+        path, config = run.opened_state or run.state_path, run.config
+        if state.get("kind", run.kind) != run.kind:
+            raise UserError(f"{path}: saved by a run of kind {state['kind']}; legal: one of kind {run.kind}")
+        saved = config if "config" not in state else type(config).from_dict(state["config"], where=str(path))
+        fixed = [name for name, entry in config.keys().items() if not entry.metadata["resumable"]]
+        fixed = [name for name in fixed if not config.keys()[name].metadata["is_path"] and name not in run.may_change]
+        differ = [
+            f"{name} is {getattr(saved, name)} there, {getattr(config, name)} in {run.config_file}"
+            for name in fixed
+            if getattr(saved, name) != getattr(config, name)
+        ]
+        if differ:
+            raise UserError(f"{path}: saved with another configuration: {', '.join(differ)}; legal: the same")
+        items = state.get("items", self.batches.num_items)
+        if items != self.batches.num_items:
+            raise UserError(
+                f"{path}: the training set had {items} items, it has {self.batches.num_items} now; legal: the same"
+                " data, or a new run that starts from these weights (load_model, pretrained_path)"
+            )
+        return saved.lr
+
+    def _change_rate(self, before):
+        """Go on with the configuration's learning rate instead of that before, after as many decays."""
+        factor = self.config.lr / before
+        for group in self.optimizer.param_groups:
+            group["lr"] *= factor
+            group["initial_lr"] *= factor
+        self.scheduler.base_lrs = [rate * factor for rate in self.scheduler.base_lrs]
+        self.scheduler._last_lr = [rate * factor for rate in self.scheduler._last_lr]
+        self._say(f"from here on with lr {self.config.lr:g} instead of {before:g}")
+
+    def _diverged(self, what):
+        """The error that says what is not finite, and how to go on."""
+        self.run.note_divergence(self.progress.iteration)
+        lower = ", perhaps with a lower learning rate: --lr" if self.run.state_path.is_file() else ""
+        return TrainingError(f"{what}; {self._last_good()}{lower}")
 
     def _load_optimizer(self, state):
         parameters = [parameter.shape for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -403,7 +450,7 @@ class TrainingLoop:
             wrong = [f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)]
             if wrong:
                 place = f"iteration {iteration} (epoch {self.progress.epoch})"
-                raise TrainingError(f"{', '.join(wrong)} at {place}; {self._last_good()}")
+                raise self._diverged(f"{', '.join(wrong)} at {place}")
         if self.means.count:
             means = self.means.means()
             self.bar.set_postfix({name: f"{means[name]:.3g}" for name in self.task.bar if name in means}, refresh=False)

@@ -392,7 +392,7 @@ def train_command(task_class, description, arguments=None):
         run = Run.open(args.resume)
         if run.kind != task_class.kind:
             raise UserError(f"{run.path} is a run of kind {run.kind}; this command goes on with kind {task_class.kind}")
-        config = run.config.resume(**overrides)
+        config = run.config.resume(run.may_change, **overrides)
     else:
         config = Config.load(args.new).replace("command line", **overrides)
     train(task_class, config, args.resume)

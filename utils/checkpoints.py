@@ -4,6 +4,7 @@ A model's weights are a plain ``torch.save(model.state_dict())`` whose names are
 released files and ours are interchangeable.
 """
 
+import errno
 import hashlib
 import sys
 import warnings
@@ -20,7 +21,28 @@ from utils.foreign_weights import describe, describe_file, find_weights, is_safe
 def save(contents, path):
     """`torch.save` that leaves the file's old content or all of the new one; `UserError` where it cannot be written."""
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        torch.save(contents, file)
+        writer = _Writer(file)
+        try:
+            torch.save(contents, writer)
+        except RuntimeError as error:
+            raise writer.error or error from error
+
+
+class _Writer:
+    """Hands bytes on to a file, and keeps the reason why it takes none, of which PyTorch's error says nothing."""
+
+    def __init__(self, file):
+        self.file, self.error = file, None
+
+    def write(self, data):
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self):
+        self.file.flush()
 
 
 def load(path, device="cpu"):
@@ -41,9 +63,9 @@ def load(path, device="cpu"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of formats that then fail
             return torch.load(path, map_location=device, weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # bytes that are no checkpoint make the unpickler fail in any way
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which seeking in a truncated file gives
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
         refused = refusal(path, error)
         raise UserError(f"{path}: {refused or f'not a readable checkpoint: {describe_file(path)}'}") from error
 
