@@ -1,9 +1,9 @@
 """What the editor says about itself."""
 
 INSTRUCTIONS = """\
-Choose a model and an example, or open an image, a folder of frames, a video or a run directory of your own. The picture \
-shows what the model makes of its particles: the numbered dots. Of a video you see one frame at a time; the lines are \
-the particles' paths through the frames that the model sees.
+Choose a model and an example, or open an image, a folder of frames, a video or a run directory of your own. The \
+picture shows what the model makes of its particles: the numbered dots. Of a video you see one frame at a time; the \
+lines are the particles' paths through the frames that the model sees.
 
 Press a particle to select it, Shift-press for several, press twice for all particles of one object, or draw a \
 rectangle around some. Drag them. The panel on the right sets their scale, depth and transparency, and gives them \

@@ -20,7 +20,10 @@ class ParticlePanel(ttk.Frame):
         self.actions, self.unit = actions, unit
         self.glimpses = None
         self._is_setting, self._is_held, self._start = False, False, {}
-        self.title = ttk.Label(self, font="TkHeadingFont")
+        # What is written into it must not change its width: the picture beside it would move.
+        width = round((COLUMNS * (THUMBNAIL + GAP) + GAP) * unit)
+        ttk.Frame(self, width=width).pack()
+        self.title = ttk.Label(self, font="TkHeadingFont", wraplength=width)
         self.title.pack(anchor="w")
         self._glimpse = tk.PhotoImage(master=self)
         self.picture = ttk.Label(self, image=self._glimpse)
@@ -32,9 +35,8 @@ class ParticlePanel(ttk.Frame):
             ("transparency", "Transparency: 0 is invisible", 0, 1),
         ):
             self._add_slider(name, text, low, high)
-        ttk.Label(self, text="Appearance: press the one to take over").pack(anchor="w", pady=(round(8 * unit), 0))
+        ttk.Label(self, text="Take over the appearance of").pack(anchor="w", pady=(round(8 * unit), 0))
         background = ttk.Style(self).lookup("TFrame", "background")
-        width = COLUMNS * (THUMBNAIL + GAP) * unit
         self.gallery = tk.Canvas(self, highlightthickness=0, width=width, height=1, background=background)
         self.gallery.pack(anchor="w", pady=round(2 * unit))
         self.gallery.bind("<Button-1>", self._choose)
@@ -75,7 +77,7 @@ class ParticlePanel(ttk.Frame):
         chosen = state.selection if state is not None else ()
         self._state = state
         if not chosen:
-            self.title["text"] = "Press a particle, or draw a rectangle around some"
+            self.title["text"] = "Press a particle"
         else:
             numbers = ", ".join(map(str, chosen))
             self.title["text"] = f"Particle {numbers}" if len(chosen) == 1 else f"Particles {numbers}"

@@ -36,7 +36,8 @@ class EditorState:
         self.selection = ()
         self.is_whole = not scene.loaded.is_dynamic
         self.shows_handles = True
-        self._history, self._position = [tuple(edits)], 0
+        # What is opened is undone as what is done: edit by edit.
+        self._history, self._position = [tuple(edits[:i]) for i in range(len(edits) + 1)], len(edits)
         self._gesture = None  # what the last entry of the history belongs to
         self._preview = ()
         self._saved = tuple(edits)
