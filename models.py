@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from configs.schema import Config, DiffuseConfig
 from modules.architecture import Architecture, PINTArchitecture
+from modules.convolution import checkpointing
 from modules.diffusion_modules import (
     GaussianDiffusionPINT,
     ParticleNormalization,
@@ -57,7 +58,12 @@ class Decoding(TensorTree):
 
 
 class ParticleModel(nn.Module):
-    """What every particle model has: foreground and background modules, priors, decoding, the static ELBO."""
+    """What every particle model has: foreground and background modules, priors, decoding, the static ELBO.
+
+    checkpointing: whether the backward pass computes the convolutions' activations again instead of keeping them.
+    """
+
+    checkpointing = False
 
     def __init__(self, architecture):
         super().__init__()
@@ -388,8 +394,9 @@ class ObjectDLP(ParticleModel):
         self._check_input(x, x_prior, dims=(4, 5))
         clip = self._as_clip(x)
         x_prior = None if x_prior is None else self._as_clip(x_prior)
-        encoding = self._encode_frames(clip, stage, x_prior, train_enc_prior).merge_time()
-        decoding = self._autoencode(clip.flatten(0, 1), encoding, stage, bg_masks_from_fg, alpha_masks)
+        with checkpointing(self.checkpointing):
+            encoding = self._encode_frames(clip, stage, x_prior, train_enc_prior).merge_time()
+            decoding = self._autoencode(clip.flatten(0, 1), encoding, stage, bg_masks_from_fg, alpha_masks)
         return {**encoding_dict(encoding), **decoding_dict(decoding)}
 
     def _as_clip(self, x):
@@ -577,8 +584,9 @@ class ObjectDynamicsDLP(ParticleModel):
         clip = x if forward_dyn else _as_images(x)
         x_prior = x_prior if forward_dyn or x_prior is None else _as_images(x_prior)
         prior_frames = num_static_frames if forward_dyn else None
-        encoding = self._encode_clip(clip, stage, x_prior, prior_frames, train_enc_prior).merge_time()
-        decoding = self._autoencode(clip.flatten(0, 1), encoding, stage, bg_masks_from_fg, alpha_masks)
+        with checkpointing(self.checkpointing):
+            encoding = self._encode_clip(clip, stage, x_prior, prior_frames, train_enc_prior).merge_time()
+            decoding = self._autoencode(clip.flatten(0, 1), encoding, stage, bg_masks_from_fg, alpha_masks)
         output = {**encoding_dict(encoding), **decoding_dict(decoding)}
         if forward_dyn:
             past = encoding.particles.split_time(x.shape[1]).frames(slice(None, -1))

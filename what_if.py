@@ -27,11 +27,11 @@ from eval.eval_model import check_horizon
 from modules.particles import VISIBLE, Particles
 from rundir.edits import EDITS, EditFile, apply_edits, constraint, edit_form, parse_edit
 from rundir.prediction import add_prediction_arguments, open_prediction, particle_config
-from training.loop import preserve_random_state
 from utils.animation import ANIMATION_FORMATS, Panel, ground_truth_panel, prediction_panel, save_animation, side_by_side
 from utils.errors import UserError, run_command
 from utils.files import make_folder
 from utils.plotting import enlarge, plot_keypoints_on_image_batch, save_image, zoom_factor
+from utils.random_state import preserve_random_state
 
 FRAMES_AT_ONCE = 8  # drawn between two reports of progress
 CANVAS = 256  # pixels: smaller frames are enlarged before numbered particles are drawn on them

@@ -24,6 +24,7 @@ def measure(args, name):
     model, config = side_by_side.build_model(name, args.device)
     batch_size = args.batch_size or side_by_side.BATCH_SIZES[name]
     frames = () if name == "shapes" else (config["timestep_horizon"] + 1,)
+    model.checkpointing = args.checkpointing
     x = torch.rand(batch_size, *frames, config["ch"], *2 * [config["image_size"]], device=args.device)
     optimizer = torch.optim.Adam(model.parameters(), config["lr"], eps=config["adam_eps"])
     keys = ["beta_kl", "beta_rec", "kl_balance", *(() if name == "shapes" else ("beta_dyn", "beta_dyn_rec"))]

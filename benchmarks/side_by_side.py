@@ -30,6 +30,8 @@ def parse_arguments(description, arguments, names):
     parser.add_argument("--batch_size", type=int, help="default: 16 of Shapes, 4 of Balls, 1 of the others")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="(%(default)s)")
+    parser.add_argument("--checkpointing", action="store_true", help="compute activations again; training only")
+    parser.add_argument("--per_sample", action="store_true", help="measure twice the batch, too: memory of one more")
     parser.add_argument("--rounds", type=int, default=3, help="processes per checkout (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="timings per process (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU (%(default)s)")
@@ -57,17 +59,23 @@ def run(description, arguments, names, measure):
                 print(json.dumps(measurement), flush=True)
         for checkout in checkouts:
             print(_summary(found[checkout]))
+            if args.per_sample:
+                first = found[checkout][0]
+                twice = _in_a_process(checkout, name, args, batch_size=2 * first["batch_size"], repeats=1)
+                more = (twice["peak_bytes"] - first["peak_bytes"]) / first["batch_size"] / 1e9
+                print(f"{name}, {checkout}: {more:.3f} GB for each more in a batch", flush=True)
         if args.baseline is not None:
             before, after = (min(_seconds(found[checkout])) for checkout in checkouts)
             memory = [max(m["peak_bytes"] for m in found[checkout]) for checkout in checkouts]
             print(f"{name}: {before / after:.2f} times as fast, {memory[1] / memory[0]:.2f} of the memory", flush=True)
 
 
-def _in_a_process(checkout, name, args):
-    options = ["--measure", str(checkout), "-d", name]
+def _in_a_process(checkout, name, args, **changes):
+    options = ["--measure", str(checkout), "-d", name, *["--checkpointing"] * args.checkpointing]
     for option in ("batch_size", "device", "precision", "repeats", "threads"):
-        if getattr(args, option) is not None:
-            options += [f"--{option}", str(getattr(args, option))]
+        value = changes.get(option, getattr(args, option))
+        if value is not None:
+            options += [f"--{option}", str(value)]
     done = subprocess.run([sys.executable, sys.argv[0], *options], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -90,7 +98,7 @@ def build_model(name, device):
     """The model of a configuration, from the checkout that is measured; published constructors are all it needs."""
     import models
 
-    config = json.loads((ROOT / "configs" / f"{name}.json").read_text())
+    config = json.loads((ROOT / "configs" / f"{name}.json").read_text(encoding="utf-8"))
     model_class = models.ObjectDLP if name == "shapes" else models.ObjectDynamicsDLP
     known = [key for key in inspect.signature(model_class).parameters if key in config]
     torch.manual_seed(0)
@@ -130,7 +138,7 @@ def _memory(device, peak=False):
         return torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)
     if peak:
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
 
 
 def _clock(args):

@@ -43,6 +43,7 @@ from utils.legal import (
 
 CONFIG_DIR = Path(__file__).resolve().parent
 METRICS = ("lpips", "ssim", "psnr")
+TRACKERS = ("tensorboard", "wandb", "trackio")
 SMALLEST_VGG_IMAGE = 32  # the VGG loss reads the features behind the fifth pooling
 
 # The keys of the published files, in their order; the others follow in the order of the fields.
@@ -108,13 +109,17 @@ class BaseConfig:
     def load(cls, name_or_path):
         """Read the file of that name in ``configs/`` ("shapes"), or the file at a path that ends in ".json".
 
+        Relative paths in it are relative to its folder, those of a file in ``configs/`` to the folder above, where
+        something is there; else to the working directory, with a warning if something is there.
+
         Raises `UserError` if there is no such file, or if it cannot be read, is not valid JSON or is not legal.
         """
         path = cls._path(name_or_path)
         if not os.path.exists(path):  # which a name that is too long does not upset
             names = ", ".join(sorted(file.stem for file in CONFIG_DIR.glob("*.json") if cls.is_own_file(file.stem)))
             raise UserError(f"{path}: not found; legal: a path that ends in .json, or one of {names}")
-        return cls.from_dict(read_json(path), where=str(path))
+        config = cls.from_dict(read_json(path), where=str(path))
+        return config.map_paths(lambda name, value: _relative_to_file(name, value, path))
 
     @staticmethod
     def _path(name_or_path):
@@ -128,6 +133,15 @@ class BaseConfig:
             if name not in keys:
                 raise UserError(f"{where}: unknown key {name}; legal: {', '.join(keys)}")
         return _at(where, type(self), **{**self.to_dict(), **overrides})
+
+    def map_paths(self, function):
+        """A copy in which every path that is given is `function(name of the key, path)`."""
+        paths = {name: getattr(self, name) for name, entry in self.keys().items() if entry.metadata["is_path"]}
+        return self.replace(**{name: function(name, path) for name, path in paths.items() if path is not None})
+
+    def with_absolute_paths(self):
+        """A copy that means the same wherever it is read."""
+        return self.map_paths(lambda name, path: os.path.abspath(path))
 
     def resume(self, **changes):
         """The configuration with which a run of this one goes on: a copy with some keys changed; `UserError` for a
@@ -157,13 +171,19 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
 
     ds: str = key(MISSING, "the data set, a name that datasets/get_dataset.py knows", NAME)
     root: str | None = key(
-        None, "where the data set lies: a folder or file; null: made on the fly", NOT_EMPTY, resumable=True
+        None,
+        "where the data set lies: a folder or file; null: made on the fly",
+        NOT_EMPTY,
+        resumable=True,
+        is_path=True,
     )
     device: str = key("cuda", "the device; cuda falls back to the CPU where there is none", DEVICE, resumable=True)
     batch_size: int = key(32, "images or clips in a batch, for each process", at_least(1))
     lr: float = key(2e-4, "Adam's learning rate", POSITIVE)
     load_model: bool = key(False, "start from the weights at pretrained_path")
-    pretrained_path: str | None = key(None, "file of weights to start from, used with load_model", NOT_EMPTY)
+    pretrained_path: str | None = key(
+        None, "file of weights to start from, used with load_model", NOT_EMPTY, is_path=True
+    )
     num_epochs: int = key(150, "epochs to train", at_least(1), resumable=True)
     recon_loss_type: str = key("mse", "reconstruction loss: squared error, or VGG-16 features", one_of("mse", "vgg"))
     beta_kl: float = key(0.1, "weight of the KL terms", at_least(0))
@@ -201,6 +221,20 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
     cuda_graphs: bool = key(False, "replay training steps as CUDA graphs, which small models on one GPU gain by")
     precision: str = key(
         "float32", "of training: bfloat16 where it is safe, or float32 everywhere", one_of(*PRECISIONS)
+    )
+    gradient_accumulation_steps: int = key(
+        1, "batches of each process whose gradients are averaged for one step of the optimiser", at_least(1)
+    )
+    grad_clip: float | None = key(None, "norm at which the gradient is clipped; null: it is not", POSITIVE)
+    ema: float | None = key(
+        None, "decay of a moving average of the weights, which then is evaluated and saved; null: none", FRACTION
+    )
+    compile: bool = key(False, "compile the model with torch.compile, which pays off in long runs", resumable=True)
+    checkpointing: bool = key(
+        False, "compute activations again in the backward pass: less memory, more time", resumable=True
+    )
+    tracker: str | None = key(
+        None, "where numbers, figures and animations go, beside the run directory", one_of(*TRACKERS), resumable=True
     )
     tf32: bool = key(True, "convolutions of float32 on a GPU multiply in TF32, which is faster", resumable=True)
     deterministic: bool = key(
@@ -256,7 +290,11 @@ class DiffuseConfig(BaseConfig):
 
     ds: str = key(MISSING, "the data set, a name that datasets/get_dataset.py knows", NAME)
     ds_root: str | None = key(
-        None, "where the data set lies: a folder or file; null: made on the fly", NOT_EMPTY, resumable=True
+        None,
+        "where the data set lies: a folder or file; null: made on the fly",
+        NOT_EMPTY,
+        resumable=True,
+        is_path=True,
     )
     device: str = key("cuda", "the device; cuda falls back to the CPU where there is none", DEVICE, resumable=True)
     batch_size: int = key(32, "clips in a batch, for each process", at_least(1))
@@ -266,9 +304,11 @@ class DiffuseConfig(BaseConfig):
     loss_type: str = key("l1", "error between the denoiser's output and its target", one_of(*LOSSES))
     particle_norm: str = key("minmax", "how particles are normalised", one_of("minmax", "std"))
     diffuse_frames: int = key(4, "first frames of a clip, which are generated; PINT predicts the others", at_least(1))
-    ddlp_dir: str = key(MISSING, "run directory or released folder of the DDLP, with its hparams.json", NOT_EMPTY)
-    ddlp_ckpt: str | None = key(None, "file of the DDLP's weights; null: found in ddlp_dir", NOT_EMPTY)
-    result_dir: str | None = key(None, "run directory to continue; null: a new one", NOT_EMPTY)
+    ddlp_dir: str = key(
+        MISSING, "run directory or released folder of the DDLP, with its hparams.json", NOT_EMPTY, is_path=True
+    )
+    ddlp_ckpt: str | None = key(None, "file of the DDLP's weights; null: found in ddlp_dir", NOT_EMPTY, is_path=True)
+    result_dir: str | None = key(None, "run directory to continue; null: a new one", NOT_EMPTY, is_path=True)
     denoiser: str = key("pint", "PINT's transformer, or a U-Net to compare it with", one_of("pint", "unet"))
     sampler: str = key(DEFAULT_SAMPLER, "how samples are drawn", one_of(*SAMPLERS), resumable=True)
     sampling_steps: int | None = key(
@@ -285,6 +325,14 @@ class DiffuseConfig(BaseConfig):
     cuda_graphs: bool = key(False, "replay training steps as CUDA graphs, which small models on one GPU gain by")
     precision: str = key(
         "float32", "of training: bfloat16 where it is safe, or float32 everywhere", one_of(*PRECISIONS)
+    )
+    gradient_accumulation_steps: int = key(
+        1, "batches of each process whose gradients are averaged for one step of the optimiser", at_least(1)
+    )
+    grad_clip: float | None = key(1.0, "norm at which the gradient is clipped; null: it is not", POSITIVE)
+    compile: bool = key(False, "compile the model with torch.compile, which pays off in long runs", resumable=True)
+    tracker: str | None = key(
+        None, "where numbers, figures and animations go, beside the run directory", one_of(*TRACKERS), resumable=True
     )
     tf32: bool = key(True, "convolutions of float32 on a GPU multiply in TF32, which is faster", resumable=True)
     deterministic: bool = key(
@@ -308,6 +356,24 @@ class DiffuseConfig(BaseConfig):
 
     def check(self):
         sampling_steps(self.sampler, self.sampling_steps, self.diffusion_num_steps, "sampling_steps")
+
+
+def base_of(file):
+    """The folder that relative paths in a configuration's file are relative to."""
+    folder = Path(file).resolve().parent
+    return folder.parent if folder == CONFIG_DIR else folder
+
+
+def _relative_to_file(name, path, file):
+    """What a path in a configuration's file means: `path` itself where that is the same, or where nothing is there."""
+    written, here = os.path.normpath(base_of(file) / path), os.path.abspath(path)
+    if written == here or not (os.path.exists(written) or os.path.exists(here)):
+        return path
+    if os.path.exists(written):
+        return written
+    text = f"{file}: {name} is {path}; nothing is at {written}, so {here} is taken"
+    warnings.warn(text, UserWarning, stacklevel=2)
+    return here
 
 
 def _at(where, function, *arguments, **values):

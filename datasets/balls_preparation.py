@@ -46,6 +46,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from datasets.balls_ds import hdf5_fault
 from datasets.preparation import check_space, make_executor
 from utils.errors import UserError, run_command
 from utils.files import atomic_write, available_cores, make_folder
@@ -354,6 +355,8 @@ def _is_made(path, num_episodes, attributes):
         with h5py.File(path, "r") as file:
             found = {"episodes": len(file["imgs"]), **{name: file.attrs[name] for name in attributes}}
     except (OSError, KeyError, RuntimeError) as error:
+        if isinstance(error, BlockingIOError | PermissionError):  # it may be whole: no word of overwriting it
+            raise UserError(f"{path} {hdf5_fault(error)}, or another --out") from error
         raise UserError(
             f"{path} exists but was not made by this script, or is not whole; legal: another --out, or --force to"
             " overwrite it"

@@ -257,6 +257,8 @@ class ShapesDataset(Dataset):
         """Memory-map the .npy at `path`, which must hold one `entry` (a dtype with a shape) per image."""
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except PermissionError as error:
+            raise UserError(f"{path} may not be read by this user; legal: a file that may be read") from error
         except (OSError, ValueError, EOFError) as error:
             raise self._damaged(path) from error
         legal = (entry.base, (self._num_images, *entry.shape))
@@ -275,8 +277,8 @@ class ShapesDataset(Dataset):
 
     def _damaged(self, path):
         return UserError(
-            f"{path} is missing, truncated or not of these shapes: delete {self._images_path} and {self._shapes_path}"
-            " to have them drawn anew"
+            f"{path} is missing, truncated or not of these shapes; legal: whole files of them, or none: where"
+            f" {self._images_path} and {self._shapes_path} are moved away, both are drawn anew"
         )
 
 

@@ -2,31 +2,37 @@
 
 Whatever it lies in, a video has a `probe`, which counts its frames by decoding them and refuses what is damaged, and
 `frames`, which decodes. Frames come one after another as they are stored: where a video's rate varies, none is doubled
-or left out. Nothing is reached by seeking, which is not exact in every file.
+or left out. Only an animated GIF's frames last as long as it says, in units of its shortest.
 """
 
 import os
 import re
 import struct
-import subprocess
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, dropwhile, islice, pairwise, repeat
+from logging import NullHandler, getLogger
+from mimetypes import MimeTypes
 from pathlib import Path
 
+import av
 import numpy as np
-from imageio_ffmpeg import get_ffmpeg_exe
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from utils.errors import UserError
+from utils.files import is_clutter
+from utils.tone_mapping import TRANSFERS, to_standard_range
 
-VIDEO_ENDINGS = (".mp4", ".avi", ".gif", ".mov", ".mkv", ".webm")
+VIDEO_ENDINGS = (
+    *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif"),
+    *(".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".3gp", ".ogv"),
+)
 IMAGE_ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
-# What file managers and people leave beside videos, beside what is hidden by a dot.
-_IGNORED_NAMES = ("thumbs.db", "desktop.ini", "__macosx")
-_IGNORED_ENDINGS = (".txt", ".md", ".json", ".csv", ".tsv", ".yaml", ".yml", ".xml", ".html", ".pdf")
+_DOCUMENT_ENDINGS = (".txt", ".md", ".json", ".csv", ".tsv", ".yaml", ".yml", ".xml", ".html", ".pdf")
+_TYPES = MimeTypes()  # the library's own, the same on every machine
 # All of these have been seen to come out of Pillow for damaged files.
 _PILLOW_ERRORS = (
     OSError,
@@ -39,23 +45,35 @@ _PILLOW_ERRORS = (
     struct.error,
     Image.DecompressionBombError,
 )
-_GIF_END = b";"
 _UNKNOWN_SIZE = 2**32 - 1  # of an AVI that was written to a pipe
+_SEEK_DISTANCE = 16  # frames from one seek point to the next, at least
+_GIF_DURATION = 10  # hundredths of a second, in browsers, of what is shorter than 2
+_INTRA = 1  # the type of a picture that is decoded without others
+_WIDE_COLOURS = 9, 10  # BT.2020, in which HDR is stored
+_NO_TRANSFER = 2
+
+# What the libraries print is captured where it matters.
+av.logging.set_level(av.logging.ERROR)
+av.logging.set_skip_repeated(False)  # a message that another video's decoder repeats is counted to the next one
+getLogger("libav").addHandler(NullHandler())
+getLogger("libav").propagate = False
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The number of a video's frames, and their width and height in pixels."""
+    """The number of a video's frames, their width and height in square pixels, and its seek points: frames that can be
+    decoded without those before them, each as its number and its time in the file's unit."""
 
     length: int
     width: int
     height: int
+    seek_points: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A file that ffmpeg decodes. Its first video stream counts; what turns it, as in a phone's video, is obeyed, and
-    alpha is dropped."""
+    """A file that libav decodes, an animated GIF among them. Its main video stream counts. What turns or mirrors it, as
+    in a phone's video, and pixels that are not square are obeyed; HDR is tone-mapped; what is transparent is black."""
 
     path: Path
 
@@ -64,69 +82,122 @@ class VideoFile:
         return [self.path]
 
     def probe(self):
-        """The `Shape`, by decoding all frames. Raises UserError unless that can be done to the end without an error."""
-        done = subprocess.run(
-            [*_ffmpeg(self.path), "-f", "framecrc", "-"], stdin=subprocess.DEVNULL, capture_output=True, check=False
-        )
-        lines, errors = (text.decode(errors="replace").splitlines() for text in (done.stdout, done.stderr))
-        length = sum(not line.startswith("#") for line in lines)
-        size = next((line.split()[-1] for line in lines if line.startswith("#dimensions")), None)
-        if errors or done.returncode or not length or size is None:
-            raise UserError(f"{self.path}: {_fault(errors, length)}; legal: a whole video")
-        if _is_cut_avi(self.path):
-            raise UserError(f"{self.path}: is cut short after {length} frames; legal: a whole video")
-        return Shape(length, *(int(side) for side in size.split("x")))
-
-    def frames(self, start, stop) -> Iterator[np.ndarray]:
-        """Yield the frames `start` to `stop` - 1, uint8 [H, W, 3], RGB. Raises UserError where they cannot be had."""
-        # As PPM, every frame says its own size.
-        output = ["-frames:v", str(stop), "-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-"]
-        process = subprocess.Popen(
-            [*_ffmpeg(self.path), *output],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            for number in range(stop):
-                frame = _read_ppm(process.stdout)
+        """The `Shape`, by decoding all frames. Raises UserError where some are missing or cannot be decoded; what else
+        the decoder says is a warning, and so is HDR that is not known as such."""
+        size, times, points, lost = None, [], [(0, None)], 0
+        with _opened_video(self.path) as (container, stream), av.logging.Capture() as log:
+            for frame in _decoded(container, stream):
                 if frame is None:
-                    raise UserError(f"{self.path}: frame {number} cannot be read; has the file changed? start again")
+                    lost += 1
+                    continue
+                size = size or _to_rgb(frame, stream).shape[1::-1]
+                if frame.key_frame and frame.pict_type == _INTRA and len(times) >= points[-1][0] + _SEEK_DISTANCE:
+                    points.append((len(times), frame.pts))
+                times.append(frame.pts)
+            said = [_one_line(message) for _, _, message in log]
+            if not times:
+                raise _undecodable(self.path, said[0] if said else "it holds no frames")
+            is_cut = any("partial file" in message or "ended prematurely" in message for message in said)
+            if is_cut or _is_cut_avi(self.path):
+                raise UserError(f"{self.path}: is cut short after {len(times)} frames; legal: a whole video")
+            if lost:
+                reason = said[0] if said else f"{lost} cannot"
+                raise UserError(
+                    f"{self.path}: is damaged; {len(times)} frames can be decoded, but {reason}; legal: a whole video"
+                )
+            if said:
+                _warn(self.path, f"its {len(times)} frames are taken, though the decoder says: {said[0]}")
+            if _is_unknown_hdr(stream.codec_context):
+                _warn(self.path, "may be HDR (BT.2020 in 10 bits), but does not say so; it is not tone-mapped")
+            length = sum(islice(_copies(self.path, container), len(times)))
+        is_ordered = None not in times and all(a < b for a, b in pairwise(times))
+        return Shape(length, *size, tuple(points[1:]) if is_ordered else ())
+
+    def frames(self, start, stop=None, seek_points=()) -> Iterator[np.ndarray]:
+        """Yield the frames `start` to `stop` - 1 (None: to the end), uint8 [H, W, 3], RGB, decoded from the last of the
+        `seek_points` on that is not after them. Raises UserError where they cannot be had."""
+        first, time = max((point for point in seek_points if point[0] <= start), default=(0, None))
+        number = first
+        with _opened_video(self.path) as (container, stream):
+            pictures = _decoded(container, stream)
+            if time is not None:
+                container.seek(time, stream=stream)
+                pictures = dropwhile(lambda frame: frame is None or frame.pts is None or frame.pts < time, pictures)
+            for frame in chain.from_iterable(map(repeat, pictures, _copies(self.path, container))):
+                if frame is None or (number == first and time not in (None, frame.pts)):
+                    break  # not every file can be sought in
                 if number >= start:
-                    yield frame
-        finally:
-            process.stdout.close()
-            process.kill()
-            process.wait()
+                    yield _to_rgb(frame, stream)
+                number += 1
+                if number == stop:
+                    return
+            else:
+                if stop is None and number > first:
+                    return
+        if number == first and time is not None:
+            yield from self.frames(start, stop)
+        else:
+            raise UserError(f"{self.path}: frame {number} cannot be read; has the file changed? start again")
 
 
-def _ffmpeg(path):
-    """The beginning of a command that decodes every frame of a file, each once. The file is only ever taken for a file,
-    and what it refers to is only sought on this machine."""
-    options = ["-v", "error", "-nostdin", "-protocol_whitelist", "file", "-i", f"file:{path}"]
-    return [get_ffmpeg_exe(), *options, "-map", "0:v:0", "-fps_mode", "passthrough"]
+@contextmanager
+def _opened_video(path):
+    """libav's container of a file and its main video stream; what goes wrong with it becomes a UserError."""
+    try:
+        # A file object, as libav takes no names but in UTF-8; what a file refers to is only sought on this machine.
+        with open(path, "rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise _undecodable(path, "it is empty")
+            with av.open(file, options={"protocol_whitelist": "file"}) as container:
+                stream = container.streams.best("video")
+                if stream is None:
+                    raise UserError(f"{path}: holds no video; legal: a whole video")
+                stream.thread_type = "NONE"  # what other threads print is not captured
+                yield container, stream
+    except UserError:
+        raise
+    except (av.error.FFmpegError, OSError) as error:
+        said = getattr(error, "log", None)
+        raise _undecodable(path, _one_line(said[2]) if said else error.strerror) from error
 
 
-def _fault(errors, length):
-    """What is wrong with a video of which `length` frames could be decoded, out of ffmpeg's `errors`."""
-    if any("partial file" in error or "ended prematurely" in error for error in errors):
-        return f"is cut short after {length} frames"
-    if length and errors:
-        return f"is damaged; {length} frames can be decoded, but {_without_place(errors[0])}"
-    if any("matches no streams" in error for error in errors):
-        return "holds no video"
-    if errors:
-        return f"cannot be decoded: {_without_place(errors[0])}"
-    return "holds no frames"
+def _undecodable(path, reason):
+    return UserError(f"{path}: cannot be decoded: {reason}; legal: a whole video")
 
 
-def _without_place(error):
-    """A line of ffmpeg's without the parts in brackets that say where in ffmpeg it comes from."""
-    return re.sub(r"^(\[[^\]]*\] )+", "", error).strip().rstrip(".")
+def _decoded(container, stream):
+    """Yield a stream's frames in the order in which they are shown, and None for each packet that cannot be decoded.
+    Those before the first key frame, in a file that was cut out of another, are left out, as players do."""
+    has_begun = False
+    for packet in container.demux(stream):
+        has_begun = has_begun or packet.is_keyframe
+        try:
+            yield from packet.decode()
+        except av.error.FFmpegError:
+            if has_begun:
+                yield None
+
+
+def _copies(path, container):
+    """How many times each frame is shown: once, but those of a GIF in units of its shortest duration."""
+    if container.format.name != "gif":
+        return repeat(1)
+    with _opened_video(path) as (gif, stream):
+        durations = [packet.duration or 0 for packet in gif.demux(stream) if packet.size]
+    durations = [_GIF_DURATION if duration < 2 else duration for duration in durations]
+    return [round(duration / min(durations)) for duration in durations]
+
+
+def _one_line(message):
+    return " ".join(message.split()).rstrip(".")
+
+
+def _warn(path, text):
+    warnings.warn(f"{path}: {text}", UserWarning, stacklevel=2)
 
 
 def _is_cut_avi(path):
-    """Whether a file is an AVI that is shorter than its head says, which ffmpeg does not mind between two frames."""
+    """Whether a file is an AVI that is shorter than its head says, which libav does not mind between two frames."""
     with open(path, "rb") as file:
         head = file.read(12)
     if len(head) < 12 or head[:4] != b"RIFF" or head[8:] != b"AVI ":
@@ -135,45 +206,36 @@ def _is_cut_avi(path):
     return promised != _UNKNOWN_SIZE and promised + 8 > os.path.getsize(path)
 
 
-def _read_ppm(file):
-    """The next image, uint8 [H, W, 3]; None where there is none that is whole."""
-    magic, size, _ = (file.readline() for _ in range(3))
-    if magic != b"P6\n":
-        return None
-    width, height = map(int, size.split())
-    data = file.read(3 * width * height)
-    if len(data) < 3 * width * height:
-        return None
-    return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+def _is_unknown_hdr(codec):
+    is_deep = max(component.bits for component in codec.format.components) > 8
+    return is_deep and codec.colorspace in _WIDE_COLOURS and codec.color_trc == _NO_TRANSFER
 
 
-@dataclass(frozen=True)
-class GifFile:
-    """An animated GIF, each frame as it is shown, on black where it is transparent."""
+def _to_rgb(frame, stream):
+    """A decoded frame as it is shown: uint8 [H, W, 3], RGB."""
+    ratio = stream.sample_aspect_ratio or 1
+    has_alpha = any(component.is_alpha for component in frame.format.components)
+    pixels = frame.to_ndarray(
+        width=round(frame.width * max(ratio, 1)),
+        height=round(frame.height * max(1 / ratio, 1)),
+        format="rgba" if has_alpha else "rgb24",
+        interpolation="BICUBIC",
+    )
+    if has_alpha:
+        pixels = (pixels[..., :3] * (pixels[..., 3:] / 255)).round().astype(np.uint8)
+    if stream.codec_context.color_trc in TRANSFERS:
+        pixels = to_standard_range(pixels, stream.codec_context.color_trc)
+    return _upright(pixels, frame.side_data.get("DISPLAYMATRIX"))
 
-    path: Path
 
-    def files(self):
-        """See `VideoFile`."""
-        return [self.path]
-
-    def probe(self):
-        """See `VideoFile`."""
-        with _opened(self.path, "an animated GIF", "GIF") as image:
-            for frame in range(image.n_frames):
-                image.seek(frame)
-                image.load()
-            # A file that is cut between two frames is to Pillow one that has fewer.
-            if not self.path.read_bytes().rstrip(b"\0").endswith(_GIF_END):
-                raise UserError(f"{self.path}: is cut short after {image.n_frames} frames; legal: a whole animated GIF")
-            return Shape(image.n_frames, *image.size)
-
-    def frames(self, start, stop) -> Iterator[np.ndarray]:
-        """See `VideoFile`."""
-        with _opened(self.path, "an animated GIF", "GIF") as image:
-            for frame in range(start, stop):
-                image.seek(frame)
-                yield to_rgb(image)
+def _upright(pixels, matrix):
+    """An image turned and mirrored as a display matrix says: x' = a x + c y and y' = b x + d y."""
+    if matrix is None:
+        return pixels
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    if abs(b) > abs(a):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
 @dataclass(frozen=True)
@@ -191,51 +253,36 @@ class FrameFolder:
         """The `Shape`, out of the files' heads. Raises UserError unless they are images, all of one size."""
         first = None
         for path in self.files():
-            with _opened(path, _LEGAL_IMAGE) as image:
-                size = ImageOps.exif_transpose(image).size if _is_turned(image) else image.size
+            with _opened(path) as image:
+                is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+                size = image.size[::-1] if is_turned else image.size
             first = first or size
             if size != first:
                 sizes = "is of {} x {} pixels; legal: {} x {}, as".format(*size, *first)
                 raise UserError(f"{path}: {sizes} {self.path / self.names[0]}")
         return Shape(len(self.names), *first)
 
-    def frames(self, start, stop) -> Iterator[np.ndarray]:
+    def frames(self, start, stop=None, seek_points=()) -> Iterator[np.ndarray]:
         """See `VideoFile`."""
         for path in islice(self.files(), start, stop):
-            with _opened(path, _LEGAL_IMAGE) as image:
+            with _opened(path) as image:
                 if image.format == "PNG":
                     with Image.open(path) as copy:
                         copy.verify()  # its checksums, which decoding does not test
                 yield to_rgb(ImageOps.exif_transpose(image))
 
 
-_LEGAL_IMAGE = "a whole PNG or JPEG image"
-_ORIENTATION = 0x0112  # the Exif tag
-
-
-def _is_turned(image):
-    return image.getexif().get(_ORIENTATION, 1) != 1
-
-
 @contextmanager
-def _opened(path, legal, *formats):
+def _opened(path):
     """Pillow's image of a file; what goes wrong with it becomes a UserError."""
     try:
-        with Image.open(path, formats=formats or tuple(set(IMAGE_ENDINGS.values()))) as image:
+        with Image.open(path, formats=tuple(set(IMAGE_ENDINGS.values()))) as image:
             yield image
     except UserError:
         raise
     except _PILLOW_ERRORS as error:
-        reason = getattr(error, "strerror", None)
-        if (
-            reason is None
-            and isinstance(error, OSError | Image.DecompressionBombError)
-            and "identify" not in str(error)
-        ):
-            reason = str(error)
-        raise UserError(
-            f"{path}: cannot be read: {reason or 'it is damaged or something else'}; legal: {legal}"
-        ) from error
+        reason = getattr(error, "strerror", None) or "it is damaged or something else"
+        raise UserError(f"{path}: cannot be read: {reason}; legal: a whole PNG or JPEG image") from error
 
 
 def to_rgb(image):
@@ -260,27 +307,43 @@ def natural_order(name):
 
 
 def list_entries(folder, legal):
-    """The `os.DirEntry`s of a folder in natural order, but for what is hidden and for documents that lie about.
+    """The `os.DirEntry`s of a folder that are images or videos or hold some, in natural order.
 
-    Raises UserError, which says what is `legal`, where it cannot be read.
+    A warning says which others there are, but for documents and what systems leave. Raises UserError, which says what
+    is `legal`, where the folder cannot be read.
     """
     try:
         with os.scandir(folder) as entries:
-            shown = [entry for entry in entries if not _is_ignored(entry.name)]
+            named = {entry.name: entry for entry in entries}
+            media = {name: entry for name, entry in named.items() if _has_media(entry)}
     except OSError as error:
         raise UserError(f"{folder}: cannot be read: {error.strerror}; legal: {legal}") from error
-    return sorted(shown, key=lambda entry: natural_order(entry.name))
+    others = sorted((name for name in named.keys() - media.keys() if not _is_ignored(name)), key=natural_order)
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        _warn(folder, f"{', '.join(others[:3])}{more} passed over: no video and no frame")
+    return [media[name] for name in sorted(media, key=natural_order)]
 
 
 def _is_ignored(name):
-    name = name.lower()
-    return name.startswith(".") or name in _IGNORED_NAMES or name.endswith(_IGNORED_ENDINGS)
+    return is_clutter(name) or name.lower().endswith(_DOCUMENT_ENDINGS)
+
+
+def _has_media(entry):
+    """Whether an `os.DirEntry` is an image or a video, or a folder that holds one at any depth."""
+    if _is_ignored(entry.name):
+        return False
+    if entry.is_dir():
+        with os.scandir(entry) as entries:
+            return any(_has_media(each) for each in entries)
+    kind = _TYPES.guess_type(entry.name.lower())[0] or ""
+    return kind.startswith(("image/", "video/")) or entry.name.lower().endswith(VIDEO_ENDINGS)
 
 
 def find_videos(folder, legal):
-    """The videos in a folder, a dict from their names to `VideoFile`, `GifFile` or `FrameFolder`, in natural order.
+    """The videos in a folder, a dict from their names to `VideoFile` or `FrameFolder`, in natural order.
 
-    Raises UserError, which says what is `legal`, for anything that is none.
+    Raises UserError, which says what is `legal`, for images and videos of other kinds.
     """
     return {entry.name: _video(entry, legal) for entry in list_entries(folder, legal)}
 
@@ -289,8 +352,6 @@ def _video(entry, legal):
     ending = os.path.splitext(entry.name)[1].lower()
     if entry.is_dir():
         return _frame_folder(Path(entry.path))
-    if ending == ".gif":
-        return GifFile(Path(entry.path))
     if ending in VIDEO_ENDINGS:
         return VideoFile(Path(entry.path))
     if ending in IMAGE_ENDINGS:

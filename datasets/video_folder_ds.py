@@ -78,8 +78,6 @@ def _splits_by_folder(root, entries, by_split, folders):
     for split in SPLIT_FOLDERS:
         folder = by_split[split]
         splits[split] = {os.path.join(folder, name): video for name, video in find_videos(root / folder, LEGAL).items()}
-        if not splits[split]:
-            raise UserError(f"{root / folder}: holds no videos; legal: {LEGAL}")
     return splits
 
 
@@ -135,7 +133,10 @@ def _count(root, videos, fingerprints, keep):
 def _read_index(path):
     """What is kept in the file at `path`: nothing if there is no such file or it is damaged."""
     try:
-        return {name: Shape(*map(int, shape)) for name, shape in json.loads(path.read_text()).items()}
+        return {
+            name: Shape(*map(int, shape), tuple((int(number), int(time)) for number, time in points))
+            for name, (*shape, points) in json.loads(path.read_text(encoding="utf-8")).items()
+        }
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
@@ -149,7 +150,7 @@ def _write_index(path, names):
     changed = {name.rpartition(" ")[0] for name in new}
     known = {name: shape for name, shape in known.items() if name.rpartition(" ")[0] not in changed}
     with atomic_write(path) as part:
-        part.write_text(json.dumps({name: astuple(shape) for name, shape in (known | new).items()}))
+        part.write_text(json.dumps({name: astuple(shape) for name, shape in (known | new).items()}), encoding="utf-8")
 
 
 def _decode_unknown(root, videos, fingerprints):
@@ -175,12 +176,14 @@ class _Videos(FrameSource):
         self.folder, self.name, self.image_size = Path(root), f"{_INDEX}_{split}", image_size
         self.place = f"the {split} part of {root}"
         videos = find_splits(root)[split]
-        self.lengths = [shape.length for shape in count_frames(root, videos, keep)]
+        shapes = count_frames(root, videos, keep)
+        self.lengths = [shape.length for shape in shapes]
+        self._seek_points = [shape.seek_points for shape in shapes]
         self._videos = list(videos.values())
 
     def read(self, episode, start, stop):
         """See `FrameSource`."""
-        return self._blocks_of(self._videos[episode].frames(start, stop), stop - start)
+        return self._blocks_of(self._videos[episode].frames(start, stop, self._seek_points[episode]), stop - start)
 
     def reader(self, episode):
         """See `FrameSource`; a file is decoded once, not from its beginning for every block."""

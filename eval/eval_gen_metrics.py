@@ -84,7 +84,7 @@ def eval_dlp_im_metric(
     `eval_dir`/last_val_image_metrics.json.
     """
     config = Config.from_dict(config)
-    dataset, images = image_dataset(config, val_mode), ImageMetrics(metrics, device)
+    dataset, images = image_dataset(config, val_mode, as_uint8=True), ImageMetrics(metrics, device)
     means = measure_reconstructions(model, dataset, images, batch_size, config.num_workers, accelerator)
     return report(means, eval_dir, accelerator, verbose)
 
@@ -239,7 +239,7 @@ def baseline_predictions(model, x, particles, cond_steps):
 def prediction_videos(config, mode, horizon):
     """The videos of a configuration's data set on which predictions are measured; of the training set `TRAIN_WINDOWS`
     windows from all over it."""
-    videos = video_dataset(config, mode, horizon)
+    videos = video_dataset(config, mode, horizon, as_uint8=True)
     if mode != "train" or len(videos) <= TRAIN_WINDOWS:
         return videos
     return Subset(videos, spread(len(videos), TRAIN_WINDOWS))
@@ -300,7 +300,7 @@ def main(arguments=None):
 def measure_dlp(args, run, images):
     """Measure the reconstructions of a run of DLPv2, print and write the result."""
     config, mode = open_data(args, run)
-    dataset = image_dataset(config, mode)
+    dataset = image_dataset(config, mode, as_uint8=True)
     position = POSITION in args.metrics
     if position and hasattr(dataset, "annotated"):
         dataset = dataset.annotated()

@@ -129,7 +129,7 @@ def evaluate_validation_elbo(
     figure = validation_figure(draw_dlp, fig_dir, epoch, topk=topk, iou_thresh=iou_thresh) if save_image else None
     return mean_elbo(
         model,
-        image_dataset(config, "val"),
+        image_dataset(config, "val", as_uint8=True),
         options,
         batch_size=batch_size,
         num_workers=config.num_workers,
@@ -180,7 +180,7 @@ def evaluate_validation_elbo_dyn(
     figure = validation_figure(draw_ddlp, fig_dir, epoch, topk=topk, iou_thresh=iou_thresh) if save_image else None
     return mean_elbo(
         model,
-        video_dataset(config, "val", num_frames),
+        video_dataset(config, "val", num_frames, as_uint8=True),
         options,
         {"num_static_frames": num_static},
         num_frames,
@@ -235,7 +235,7 @@ def animate_trajectory_ddlp(
     model = (model.module if hasattr(model, "module") else model).eval()
     cond_steps = model.timestep_horizon if cond_steps is None else cond_steps
     check_horizon(timestep_horizon, cond_steps)
-    videos = video_dataset(config, "train" if train else mode or "val", timestep_horizon)
+    videos = video_dataset(config, "train" if train else mode or "val", timestep_horizon, as_uint8=True)
     count = min(num_trajetories, len(videos))
     indices = spread(len(videos), count) if train else range(count)
     paths = [Path(fig_dir) / f"{prefix}e{epoch}_traj_anim_{i}.{suffix}" for i in range(count)]

@@ -153,20 +153,13 @@ class DiffusionRun(RunDirectory):
         checkpoints.save({**published, "training": others}, self.state_path)
 
     def load_state(self):
-        """What `save_state` saved; of a published directory, which has no random state, that is None."""
+        """What `save_state` saved; of a published directory, which has less, the weights, the optimiser, the moving
+        average and the iteration."""
         if not self.state_path.is_file():
             raise UserError(f"{self.path}: cannot be resumed: no {self.state_path.relative_to(self.path)} in it")
         state = read_state(self.state_path)
-        others = state.get("training") or self._state_beside(state["step"])
+        others = state.get("training", {"progress": {"iteration": state["step"]}})
         return {"model": state["model"], "optimizer": state["opt"], "ema": state["ema"], **others}
-
-    def _state_beside(self, step):
-        """What directories that have no entry `training` keep in a file of its own, where there is one of that step."""
-        path = self.path / "saves" / "training_state.pt"
-        beside = checkpoints.load(path).get(step) if path.is_file() else None
-        if beside is None:
-            return {"progress": {"iteration": step}, "random_states": None}
-        return {"progress": {"iteration": step}, "scheduler": None, "best": {}, **beside}
 
 
 def read_state(path):

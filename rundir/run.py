@@ -28,6 +28,7 @@ class RunDirectory:
     config_file = "hparams.json"
     kind = ""  # of the model
     counter = "iteration"  # what metrics.jsonl calls the number of training steps
+    tracker = None  # the `Tracker` that is handed what is written
 
     def __init__(self, path, config, is_main=True):
         self.path, self.config, self.is_main = Path(path), config, is_main
@@ -49,12 +50,12 @@ class RunDirectory:
         """The lines of metrics.jsonl, a list of dicts."""
         if not self.metrics_path.exists():
             return []
-        return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
+        return [json.loads(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines()]
 
     def save_config(self, config):
-        self.config = config
+        self.config = config.with_absolute_paths()
         if self.is_main:
-            write_json(self.path / self.config_file, {"kind": self.kind, **config.to_dict()})
+            write_json(self.path / self.config_file, {"kind": self.kind, **self.config.to_dict()})
 
     def log(self, line):
         """Append a line to log.txt."""
@@ -67,12 +68,21 @@ class RunDirectory:
             return
         kept = [record for record in self.records() if record[self.counter] < values[self.counter]]
         with atomic_write(self.metrics_path) as temporary:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in [*kept, values]))
+            text = "".join(json.dumps(record) + "\n" for record in [*kept, values])
+            temporary.write_text(text, encoding="utf-8")
+        if self.tracker:
+            self.tracker.record(values, values[self.counter])
 
     def save_figure(self, name, image):
         """Write an image tensor [3, H, W] to figures/`name`.jpg."""
         if self.is_main:
             save_image(image, self.figures / f"{name}.jpg")
+            self.track(self.figures / f"{name}.jpg")
+
+    def track(self, path):
+        """Hand a figure or an animation that was written to the tracker, if there is one."""
+        if self.tracker:
+            self.tracker.add_file(path)
 
 
 class Run(RunDirectory):
@@ -201,8 +211,8 @@ def _new_directory(runname, parent):
 
 
 def log_line(src_dir, line):
-    """Append a line to `{src_dir}/log.txt`."""
-    with open(Path(src_dir) / "log.txt", "a") as file:
+    """Append a line to `{src_dir}/log.txt`, in UTF-8; bytes of file names that are none are written as escapes."""
+    with open(Path(src_dir) / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(line.rstrip("\n") + "\n")
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modules import convolution
-from modules.convolution import run_layers
+from modules.convolution import checkpointing, run_layers
 from modules.modules import ConvBlock, GlimpseDecoder, ImageDecoder, LatentToMap, PatchCNN, ResBlock
 
 
@@ -84,6 +84,18 @@ def test_less_than_half_is_kept_of_what_autograd_keeps():
     x = torch.rand(8, 3, 16, 16)
     (kept, _), (plain, _) = (kept_numbers(lambda run=run: run(x, cnn.main)) for run in (run_layers, apply_plainly))
     assert kept < 0.4 * plain
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_with_checkpointing_only_what_goes_in_is_kept(residual):
+    cnn = PatchCNN(3, [16, 32], 16, 5, residual=residual)
+    x = torch.rand(8, 3, 16, 16)
+    plain, expected = kept_numbers(lambda: run_layers(x, cnn.main))
+    with checkpointing():
+        kept, output = kept_numbers(lambda: run_layers(x, cnn.main))
+    assert kept <= x.numel() + 1 < plain / 10
+    gradients = [torch.autograd.grad(y.square().sum(), list(cnn.main.parameters())) for y in (output, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_training_goes_on_after_inference():

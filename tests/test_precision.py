@@ -1,9 +1,11 @@
-"""Training steps in bfloat16, and models without what training does not need: autocast, compilers, no alpha masks."""
+"""Training steps in bfloat16, and models without what training does not need: autocast, checkpointing, compilers, no
+alpha masks."""
 
 import pytest
 import torch
 
 from models import ObjectDLP, ObjectDynamicsDLP
+from modules import convolution
 from modules.modules import Stage
 from modules.particles import Particles
 from tests import golden
@@ -83,6 +85,32 @@ def test_without_alpha_masks_the_published_outputs_losses_and_gradients_are_the_
     loss = model.calc_elbo(x, output, **case["loss_arguments"])
     loss["loss"].backward()
     assert_gradients_close(model, name, arrays["grad_norm"], torch.float64)
+
+
+# --------------------------------------------------------------------------------------------------- checkpointing
+
+
+@pytest.mark.parametrize("name", ["DDLP", "attention"])
+def test_checkpointing_changes_neither_outputs_nor_gradients(name, monkeypatch):
+    monkeypatch.setattr(convolution, "PIXELS_AT_ONCE", 2**10)  # a few images at a time
+    model, x = initial(name)
+    results = []
+    for model.checkpointing in (False, True):
+        torch.manual_seed(1)
+        output = model(x, alpha_masks=False)
+        model.calc_elbo(x, output)["loss"].backward()
+        results.append([output["rec"], *(p.grad for p in model.parameters() if p.grad is not None)])
+        model.zero_grad(set_to_none=True)
+    for plain, again in zip(*results, strict=True):
+        torch.testing.assert_close(again, plain, rtol=0, atol=1e-6 * plain.abs().max().item())
+
+
+def test_nothing_is_recomputed_where_there_is_no_backward_pass(monkeypatch):
+    model, x = initial("attention")
+    model.checkpointing = True
+    monkeypatch.setattr(convolution, "checkpoint", None)
+    with torch.no_grad():
+        model(x)
 
 
 # ------------------------------------------------------------------------------------------------------- compilers
