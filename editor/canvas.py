@@ -9,7 +9,7 @@ from modules.particles import VISIBLE
 
 RADIUS = 7  # of a particle's dot, and all below in units of `unit` pixels
 REACH = 12  # within which a press hits a particle
-SAME_PLACE = 5  # nearer dots share a label
+SAME_PLACE = 24  # nearer dots share a label
 SHORTEST_ARROW = 12
 LONGEST_CLICK = 3  # a drag is longer
 ZOOM_STEP, LARGEST_ZOOM = 1.25, 8.0

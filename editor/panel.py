@@ -87,6 +87,9 @@ class ParticlePanel(ttk.Frame):
             button.state(["!disabled" if chosen else "disabled"])
         if chosen and not self._is_held:
             self._set(state, chosen[0])
+        elif not chosen:
+            for label in self.numbers.values():
+                label["text"] = ""
         self.show_glimpse()
 
     def _set(self, state, k):

@@ -491,13 +491,15 @@ class EditorWindow(ThemedTk):
         self.panel.show_glimpses(None)
         if scene.seed is not None:
             self.seed_box.set(scene.seed)
-        names = [name for name, place in self.examples.items() if scene.video and place == Path(scene.video).resolve()]
+        video = scene.video and Path(scene.video).resolve()
+        names = [name for name, place in self.examples.items() if place.resolve() == video]
         self.example_box.set(names[0] if names else "")
         self.canvas.message = ""
         self.canvas.set_zoom(1)
         self.show_state()
         self.decode()
-        self.say(scene.note or f"{scene.count} particles in {scene.num_frames} frame(s)")
+        frames = f" in {scene.num_frames} frames" if scene.num_frames > 1 else ""
+        self.say(scene.note or f"{scene.count} particles{frames}")
 
     def open_edits(self, path):
         """Open a file of edits, and what they are edits of."""
