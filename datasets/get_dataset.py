@@ -27,10 +27,11 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 
-from torch.utils.data import DataLoader, Subset, default_collate
+from torch.utils.data import Subset, default_collate
 
 from datasets.episodes import EpisodeVideos, why_empty
 from datasets.item_check import check_first_item
+from datasets.loading import Loader
 from utils.errors import UserError
 from utils.legal import illegal
 
@@ -222,7 +223,7 @@ def shard_loader(dataset, batch_size, num_workers=0, accelerator=None, num_frame
     collate = None
     if num_frames is not None:
         dataset, collate = _only_first(dataset, num_frames), partial(_collate_first_frames, num_frames)
-    return DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate)
+    return Loader(dataset, batch_size, num_workers=num_workers, collate_fn=collate)
 
 
 def _collate_first_frames(num_frames, items):

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from datasets.frame_cache import Words, check_room, load_or_build, map_npy, write_blocks
+from datasets.loading import Loader
 from utils.progress import progress_bar
 
 AT_ONCE = 32  # clips that are encoded together; not the batch size, so that the particles do not depend on it
@@ -114,7 +115,7 @@ def _load(path, shape):
 
 def clip_batches(clips, which, num_workers):
     """Batches of `AT_ONCE` of the items `which` of a data set, to be encoded."""
-    return DataLoader(Subset(clips, which), AT_ONCE, num_workers=num_workers, generator=torch.Generator())
+    return Loader(Subset(clips, which), AT_ONCE, num_workers=num_workers, generator=torch.Generator())
 
 
 def data_fingerprint(videos):

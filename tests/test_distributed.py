@@ -36,7 +36,7 @@ TWO_CLIPS = {
     "train_size": 16,
     "seed": 5,
 }
-DLP = {"batch_size": 2, "num_epochs": 6, "eval_epoch_freq": 9, "checkpoint_freq": 100}
+DLP = {"batch_size": 2, "num_epochs": 6, "eval_epoch_freq": 9, "save_every": 100}
 DIFFUSION = {"train_num_steps": 8, "save_and_sample_every": 4}
 
 
@@ -148,7 +148,7 @@ def test_accelerate_reads_our_configurations(path):
 
 def test_a_process_that_is_killed_ends_the_others_with_one_line(launched, tmp_path):
     (tmp_path / "run").mkdir()
-    write_json(tmp_path / "run", SHAPES, root=str(launched[0] / "shapes"), **{**DLP, "checkpoint_freq": 3})
+    write_json(tmp_path / "run", SHAPES, root=str(launched[0] / "shapes"), **{**DLP, "save_every": 3})
     output = launch(tmp_path, ("run", "train_dlp_accelerate.py", "-d", "small.json", "SIGKILL@5"), status=1)
     run = the_run(tmp_path / "run")
     place = (

@@ -39,7 +39,7 @@ class DiffusionTask(Task):
         self.config, self.accelerator, self.run = config, accelerator, run
         self.ddlp_config, self.ddlp = ddlp_config, ddlp
         self.ema = (config.ema_decay, config.ema_update_every)
-        self.save_every = config.save_and_sample_every
+        self.save_every = config.save_every
         self.images_per_item = config.diffuse_frames
 
     def build_model(self):

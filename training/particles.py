@@ -61,7 +61,7 @@ class ParticleTask(Task):
 
     def __init__(self, config, accelerator):
         self.config, self.accelerator = config, accelerator
-        self.save_every = config.checkpoint_freq
+        self.save_every = config.save_every
         self.ema = None if config.ema is None else (config.ema, 1)
         self.images_per_item = config.timestep_horizon + 1 if self.kind == "ddlp" or config.use_tracking else 1
         metrics = config.metrics if config.eval_im_metrics else ()
