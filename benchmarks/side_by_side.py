@@ -27,7 +27,9 @@ def parse_arguments(description, arguments, names):
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-d", "--dataset", nargs="+", choices=names, default=names, metavar="NAME", help=str(names))
     parser.add_argument("--baseline", metavar="FOLDER", help="another checkout of this repository, or the release")
-    parser.add_argument("--batch_size", type=int, help="default: 16 Shapes, 4 of Balls, 1 of the others; on a GPU the released ones")
+    parser.add_argument(
+        "--batch_size", type=int, help="default: 16 of Shapes, 4 of Balls, 1 of the others; on a GPU the released ones"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="(%(default)s)")
     parser.add_argument("--checkpointing", action="store_true", help="compute activations again; training only")
