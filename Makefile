@@ -11,29 +11,34 @@ install = if uv --version >/dev/null 2>&1; then uv pip install --python $(BIN) $
 .DEFAULT_GOAL := help
 # Two installs into one environment must not run at the same time (make -j).
 .NOTPARALLEL:
-.PHONY: help demo test lint clean distclean
+.PHONY: help demo demo-train test lint clean distclean
 
 help:
-	@echo "make demo       run demo.py"
-	@echo "make test       run the tests"
-	@echo "make lint       check style and formatting; installs no PyTorch"
-	@echo "make clean      remove caches and demo_output"
-	@echo "make distclean  the same, and remove $(VENV)"
+	@echo "make demo        show what the shipped models do: run demo.py"
+	@echo "make demo-train  train a small model and measure it: run demo_train.py"
+	@echo "make test        run the tests"
+	@echo "make lint        check style and formatting; installs no PyTorch"
+	@echo "make clean       remove caches, demo_output and notebooks/output"
+	@echo "make distclean   the same, and remove $(VENV)"
 	@echo "$(VENV) is made with PYTHON, now '$(PYTHON)'; for another: make distclean, make PYTHON=python3.12 demo"
 
 demo: $(VENV)/.installed-requirements
 	$(BIN) demo.py
 
-# One thread per process: the workers of pytest-xdist already share out the cores.
+demo-train: $(VENV)/.installed-requirements
+	$(BIN) demo_train.py
+
+# One thread per process: the workers of pytest-xdist already share out the cores. The notebooks' cells are run as well.
 test: $(VENV)/.installed-requirements $(VENV)/.installed-requirements-dev
-	OMP_NUM_THREADS=1 $(BIN) -m pytest --numprocesses auto --maxprocesses 8
+	NOTEBOOKS_FAST=1 OMP_NUM_THREADS=1 $(BIN) -m pytest --numprocesses auto --maxprocesses 8 \
+		--nbmake --nbmake-timeout=300 tests notebooks
 
 lint: $(VENV)/.installed-requirements-dev
 	$(BIN) -m ruff check .
 	$(BIN) -m ruff format --check .
 
 clean:
-	rm -rf .pytest_cache .ruff_cache demo_output
+	rm -rf .pytest_cache .ruff_cache demo_output notebooks/output
 	find . \( -path ./.git -o -path ./$(VENV) -o -path ./data \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean

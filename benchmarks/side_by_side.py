@@ -100,7 +100,7 @@ def build_model(name, device):
     """The model of a configuration, from the checkout that is measured; published constructors are all it needs."""
     import models
 
-    config = json.loads((ROOT / "configs" / f"{name}.json").read_text())
+    config = json.loads((ROOT / "configs" / f"{name}.json").read_text(encoding="utf-8"))
     model_class = models.ObjectDLP if name == "shapes" else models.ObjectDynamicsDLP
     known = [key for key in inspect.signature(model_class).parameters if key in config]
     torch.manual_seed(0)
@@ -145,7 +145,7 @@ def _memory(device, peak=False):
         return torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)
     if peak:
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
 
 
 def _clock(args):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from configs.schema import CONFIG_DIR, Config, add_override_arguments, overrides_from
+from configs.schema import CONFIG_DIR, Config, add_override_arguments, base_of, overrides_from
 from utils.errors import UserError, run_command
 from utils.files import atomic_write
 
@@ -24,6 +24,7 @@ EXAMPLES = """examples:
 
 VIDEO_FOLDER = "video_folder"
 SIZES_SHOWN = 3
+VIDEOS_SHOWN = 8  # of which two frames are looked at
 # Of the published configurations: the KLs' weights and the batch, by the loss and whether images have 128 pixels.
 LOSS_WEIGHTS = {
     ("mse", False): (0.1, 32),
@@ -64,6 +65,7 @@ def look_at(root, keep):
     ``keep``: remember the counts on disk. Returns a dict from "train", "val" and "test" to dicts from a video's name
     to its shape, with ``length``, ``width`` and ``height``.
     """
+    from datasets.episodes import why_empty
     from datasets.video_folder_ds import count_frames, find_splits
 
     splits = find_splits(root)
@@ -79,7 +81,17 @@ def look_at(root, keep):
         f"frames: {', '.join(words)}{' and other sizes' if len(sizes) > SIZES_SHOWN else ''}; the middle square is used"
     )
     print(f"lengths: {min(lengths)} frames ({shortest}) to {max(lengths)}, {sum(lengths)} in all")
+    frames = [frame for name in list(videos)[:VIDEOS_SHOWN] for frame in first_and_middle(videos[name], shapes[name])]
+    reason = why_empty(frames)
+    if reason:
+        print(f"warning: {len(frames)} frames {reason}", file=sys.stderr)
     return {split: {name: shapes[name] for name in part} for split, part in splits.items()}
+
+
+def first_and_middle(video, shape):
+    """Two frames of a video, uint8 [H, W, 3]."""
+    for number in (0, shape.length // 2):
+        yield from video.frames(number, number + 1, shape.seek_points)
 
 
 def video_config(root, splits, overrides):
@@ -162,6 +174,8 @@ def main(arguments=None):
         raise UserError(f"{path} exists; legal: another --out, or --force to overwrite it")
     is_known = args.ds == VIDEO_FOLDER or os.path.exists(default_path)
     config = make_config(args.ds, is_known, overrides)
+    if base_of(path) != Path.cwd():  # else paths mean the same there as here
+        config = config.with_absolute_paths()
     with atomic_write(path) as temporary:
         temporary.write_text(as_json(config), encoding="utf-8")
     print(f"wrote {path}")

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 
 from modules.architecture import Architecture, PINTArchitecture
 from modules.diffusion_modules import DEFAULT_SAMPLER, DEFAULT_STEPS, LOSSES, SAMPLERS, sampling_steps
@@ -43,6 +44,7 @@ from utils.legal import (
 
 CONFIG_DIR = Path(__file__).resolve().parent
 METRICS = ("lpips", "ssim", "psnr")
+TRACKERS = ("tensorboard", "wandb", "trackio")
 SMALLEST_VGG_IMAGE = 32  # the VGG loss reads the features behind the fifth pooling
 
 # The keys of the published files, in their order; the others follow in the order of the fields.
@@ -54,16 +56,23 @@ pint_layers pint_heads pint_dim run_prefix animation_horizon eval_im_metrics use
 adam_eps train_enc_prior start_dyn_epoch cond_steps animation_fps use_correlation_heatmaps enable_enc_attn
 filtering_heuristic use_tracking"""
 
+# What both kinds of configuration say of these.
+SAVE_EVERY = "iterations between two saves that training can resume from, besides those at the end of an interval"
+KEEP = "last saves that are kept, to go on from an earlier one"
+MAX_MINUTES = "minutes after which training saves and stops; null: none"
+
 OVERRIDE = "override_"  # the argparse names of overrides, apart from those of a script's own options
 
 
 class BaseConfig:
     """What the configurations share; a subclass is a frozen dataclass whose fields are made by `key`.
 
-    A field without a default is a key that must be given; `IGNORED` are keys that are accepted without an effect.
+    A field without a default is a key that must be given; `IGNORED` are keys that are accepted without an effect,
+    `FORMER` former names of keys, which older files have.
     """
 
     IGNORED = frozenset({"kind"})  # of a run, which its directory's file names
+    FORMER = MappingProxyType({})
 
     @staticmethod
     def is_own_file(name):
@@ -94,11 +103,13 @@ class BaseConfig:
         if not isinstance(mapping, Mapping):
             raise UserError(f"{where}: not a JSON object of keys and values")
         keys = cls.keys()
+        for former in cls.FORMER.keys() & mapping.keys():
+            mapping = {cls.FORMER[former]: mapping[former], **mapping}
         for name, entry in keys.items():
             if entry.default is MISSING and name not in mapping:
                 raise UserError(f"{where}: {name} is missing; legal: {describe(entry)}")
         for name in mapping:
-            if name not in keys and name not in cls.IGNORED:
+            if name not in keys and name not in cls.IGNORED and name not in cls.FORMER:
                 near = difflib.get_close_matches(str(name), keys, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 warnings.warn(f"{where}: unknown key {name} is ignored{hint}", UserWarning, stacklevel=2)
@@ -108,13 +119,17 @@ class BaseConfig:
     def load(cls, name_or_path):
         """Read the file of that name in ``configs/`` ("shapes"), or the file at a path that ends in ".json".
 
+        Relative paths in it are relative to its folder, those of a file in ``configs/`` to the folder above, where
+        something is there; else to the working directory, with a warning if something is there.
+
         Raises `UserError` if there is no such file, or if it cannot be read, is not valid JSON or is not legal.
         """
         path = cls._path(name_or_path)
         if not os.path.exists(path):  # which a name that is too long does not upset
             names = ", ".join(sorted(file.stem for file in CONFIG_DIR.glob("*.json") if cls.is_own_file(file.stem)))
             raise UserError(f"{path}: not found; legal: a path that ends in .json, or one of {names}")
-        return cls.from_dict(read_json(path), where=str(path))
+        config = cls.from_dict(read_json(path), where=str(path))
+        return config.map_paths(lambda name, value: _relative_to_file(name, value, path))
 
     @staticmethod
     def _path(name_or_path):
@@ -128,6 +143,15 @@ class BaseConfig:
             if name not in keys:
                 raise UserError(f"{where}: unknown key {name}; legal: {', '.join(keys)}")
         return _at(where, type(self), **{**self.to_dict(), **overrides})
+
+    def map_paths(self, function):
+        """A copy in which every path that is given is `function(name of the key, path)`."""
+        paths = {name: getattr(self, name) for name, entry in self.keys().items() if entry.metadata["is_path"]}
+        return self.replace(**{name: function(name, path) for name, path in paths.items() if path is not None})
+
+    def with_absolute_paths(self):
+        """A copy that means the same wherever it is read."""
+        return self.map_paths(lambda name, path: os.path.abspath(path))
 
     def resume(self, **changes):
         """The configuration with which a run of this one goes on: a copy with some keys changed; `UserError` for a
@@ -157,13 +181,19 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
 
     ds: str = key(MISSING, "the data set, a name that datasets/get_dataset.py knows", NAME)
     root: str | None = key(
-        None, "where the data set lies: a folder or file; null: made on the fly", NOT_EMPTY, resumable=True
+        None,
+        "where the data set lies: a folder or file; null: made on the fly",
+        NOT_EMPTY,
+        resumable=True,
+        is_path=True,
     )
     device: str = key("cuda", "the device; cuda falls back to the CPU where there is none", DEVICE, resumable=True)
     batch_size: int = key(32, "images or clips in a batch, for each process", at_least(1))
     lr: float = key(2e-4, "Adam's learning rate", POSITIVE)
     load_model: bool = key(False, "start from the weights at pretrained_path")
-    pretrained_path: str | None = key(None, "file of weights to start from, used with load_model", NOT_EMPTY)
+    pretrained_path: str | None = key(
+        None, "file of weights to start from, used with load_model", NOT_EMPTY, is_path=True
+    )
     num_epochs: int = key(150, "epochs to train", at_least(1), resumable=True)
     recon_loss_type: str = key("mse", "reconstruction loss: squared error, or VGG-16 features", one_of("mse", "vgg"))
     beta_kl: float = key(0.1, "weight of the KL terms", at_least(0))
@@ -202,8 +232,19 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
     precision: str = key(
         "float32", "of training: bfloat16 where it is safe, or float32 everywhere", one_of(*PRECISIONS)
     )
+    gradient_accumulation_steps: int = key(
+        1, "batches of each process whose gradients are averaged for one step of the optimiser", at_least(1)
+    )
+    grad_clip: float | None = key(None, "norm at which the gradient is clipped; null: it is not", POSITIVE)
+    ema: float | None = key(
+        None, "decay of a moving average of the weights, which then is evaluated and saved; null: none", FRACTION
+    )
+    compile: bool = key(False, "compile the model with torch.compile, which pays off in long runs", resumable=True)
     checkpointing: bool = key(
         False, "compute activations again in the backward pass: less memory, more time", resumable=True
+    )
+    tracker: str | None = key(
+        None, "where numbers, figures and animations go, beside the run directory", one_of(*TRACKERS), resumable=True
     )
     tf32: bool = key(True, "convolutions of float32 on a GPU multiply in TF32, which is faster", resumable=True)
     deterministic: bool = key(
@@ -212,14 +253,15 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
     seed: int = key(0, "seed of the random numbers", SEED)
     num_workers: int = key(2, "processes that load data", at_least(0), resumable=True)
     metrics: tuple[str, ...] = key(METRICS, "the image metrics to measure", several_of(*METRICS), resumable=True)
-    checkpoint_freq: int = key(
-        500, "iterations between two saves that training can resume from", at_least(1), resumable=True
-    )
+    save_every: int = key(500, SAVE_EVERY, at_least(1), resumable=True)
+    keep: int = key(1, KEEP, at_least(1), resumable=True)
+    max_minutes: float | None = key(None, MAX_MINUTES, POSITIVE, resumable=True)
     train_size: int | None = key(None, "items of the training set to use; null: all", at_least(1))
     val_size: int | None = key(None, "items of the validation set to use; null: all", at_least(1), resumable=True)
     cache: bool = key(True, "keep decoded frames on disk, instead of decoding them for every item", resumable=True)
 
     IGNORED = BaseConfig.IGNORED | {"context_dim"}  # published once, without an effect
+    FORMER = MappingProxyType({"checkpoint_freq": "save_every"})
 
     @staticmethod
     def is_own_file(name):
@@ -259,7 +301,11 @@ class DiffuseConfig(BaseConfig):
 
     ds: str = key(MISSING, "the data set, a name that datasets/get_dataset.py knows", NAME)
     ds_root: str | None = key(
-        None, "where the data set lies: a folder or file; null: made on the fly", NOT_EMPTY, resumable=True
+        None,
+        "where the data set lies: a folder or file; null: made on the fly",
+        NOT_EMPTY,
+        resumable=True,
+        is_path=True,
     )
     device: str = key("cuda", "the device; cuda falls back to the CPU where there is none", DEVICE, resumable=True)
     batch_size: int = key(32, "clips in a batch, for each process", at_least(1))
@@ -269,9 +315,11 @@ class DiffuseConfig(BaseConfig):
     loss_type: str = key("l1", "error between the denoiser's output and its target", one_of(*LOSSES))
     particle_norm: str = key("minmax", "how particles are normalised", one_of("minmax", "std"))
     diffuse_frames: int = key(4, "first frames of a clip, which are generated; PINT predicts the others", at_least(1))
-    ddlp_dir: str = key(MISSING, "run directory or released folder of the DDLP, with its hparams.json", NOT_EMPTY)
-    ddlp_ckpt: str | None = key(None, "file of the DDLP's weights; null: found in ddlp_dir", NOT_EMPTY)
-    result_dir: str | None = key(None, "run directory to continue; null: a new one", NOT_EMPTY)
+    ddlp_dir: str = key(
+        MISSING, "run directory or released folder of the DDLP, with its hparams.json", NOT_EMPTY, is_path=True
+    )
+    ddlp_ckpt: str | None = key(None, "file of the DDLP's weights; null: found in ddlp_dir", NOT_EMPTY, is_path=True)
+    result_dir: str | None = key(None, "run directory to continue; null: a new one", NOT_EMPTY, is_path=True)
     denoiser: str = key("pint", "PINT's transformer, or a U-Net to compare it with", one_of("pint", "unet"))
     sampler: str = key(DEFAULT_SAMPLER, "how samples are drawn", one_of(*SAMPLERS), resumable=True)
     sampling_steps: int | None = key(
@@ -281,13 +329,24 @@ class DiffuseConfig(BaseConfig):
         resumable=True,
     )
     save_and_sample_every: int = key(
-        1000, "training steps between two saves, each with samples drawn", at_least(1), resumable=True
+        1000, "training steps after which the state is saved and samples are drawn", at_least(1), resumable=True
     )
+    save_every: int = key(1000, SAVE_EVERY, at_least(1), resumable=True)
+    keep: int = key(1, KEEP, at_least(1), resumable=True)
+    max_minutes: float | None = key(None, MAX_MINUTES, POSITIVE, resumable=True)
     ema_decay: float = key(0.995, "decay of the moving average of the weights", FRACTION)
     ema_update_every: int = key(10, "training steps between two updates of the moving average", at_least(1))
     cuda_graphs: bool = key(False, "replay training steps as CUDA graphs, which small models on one GPU gain by")
     precision: str = key(
         "float32", "of training: bfloat16 where it is safe, or float32 everywhere", one_of(*PRECISIONS)
+    )
+    gradient_accumulation_steps: int = key(
+        1, "batches of each process whose gradients are averaged for one step of the optimiser", at_least(1)
+    )
+    grad_clip: float | None = key(1.0, "norm at which the gradient is clipped; null: it is not", POSITIVE)
+    compile: bool = key(False, "compile the model with torch.compile, which pays off in long runs", resumable=True)
+    tracker: str | None = key(
+        None, "where numbers, figures and animations go, beside the run directory", one_of(*TRACKERS), resumable=True
     )
     tf32: bool = key(True, "convolutions of float32 on a GPU multiply in TF32, which is faster", resumable=True)
     deterministic: bool = key(
@@ -311,6 +370,24 @@ class DiffuseConfig(BaseConfig):
 
     def check(self):
         sampling_steps(self.sampler, self.sampling_steps, self.diffusion_num_steps, "sampling_steps")
+
+
+def base_of(file):
+    """The folder that relative paths in a configuration's file are relative to."""
+    folder = Path(file).resolve().parent
+    return folder.parent if folder == CONFIG_DIR else folder
+
+
+def _relative_to_file(name, path, file):
+    """What a path in a configuration's file means: `path` itself where that is the same, or where nothing is there."""
+    written, here = os.path.normpath(base_of(file) / path), os.path.abspath(path)
+    if written == here or not (os.path.exists(written) or os.path.exists(here)):
+        return path
+    if os.path.exists(written):
+        return written
+    text = f"{file}: {name} is {path}; nothing is at {written}, so {here} is taken"
+    warnings.warn(text, UserWarning, stacklevel=2)
+    return here
 
 
 def _at(where, function, *arguments, **values):

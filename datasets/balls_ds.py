@@ -90,9 +90,9 @@ class _Episodes(FrameSource):
                     name: _map_array(file[name], self._path) for name in self._names if _is_mappable(file[name])
                 }
         except (OSError, KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
+            how = f"python datasets/balls_preparation.py --out {shlex.quote(self._root)}"
             raise UserError(
-                f"{self._path} is not a whole HDF5 file that can be read; delete it to make it anew: {reason}"
+                f"{self._path} {hdf5_fault(error)}, or one made anew, when this one has been moved away, with: {how}"
             ) from error
 
     def _check_images(self, file):
@@ -161,6 +161,15 @@ class BallsImages(BallsVideos):
     entry of the item has the dimension T."""
 
     is_images = True
+
+
+def hdf5_fault(error):
+    """What keeps an HDF5 file from being read, and what is legal, by the error that h5py raised."""
+    if isinstance(error, BlockingIOError):
+        return "is open for writing in another process; legal: a file that nobody writes to: let that process end"
+    if isinstance(error, PermissionError):
+        return "may not be read by this user; legal: a file that may be read"
+    return f"is not a whole HDF5 file that can be read ({' '.join(str(error).split())}); legal: a whole file"
 
 
 def _is_mappable(dataset):

@@ -1,5 +1,7 @@
 """Videos and images out of episodes: which frames make an item, and how they become tensors."""
 
+import copy
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -9,6 +11,7 @@ from utils.errors import UserError
 from utils.legal import check_choice, illegal
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
+DARK = 32  # of 255: what is nowhere brighter is nearly black
 NO_ANNOTATIONS = 4  # positions, sizes, ids, in_camera
 
 
@@ -64,6 +67,7 @@ class EpisodeVideos(Dataset):
     default_root = ""
     padded_length = None  # frames of every episode, where short ones are filled up with their last frame
     is_images = False
+    _most_frames = None
 
     def __init__(self, root, mode="train", image_size=128, sample_length=10, cache=True, as_uint8=False):
         check_choice("mode", mode, SPLITS)
@@ -92,6 +96,12 @@ class EpisodeVideos(Dataset):
                 f"{self._source.place}"
             )
 
+    def first(self, num_frames):
+        """The same videos, but each without what follows its first `num_frames` frames; that is not read."""
+        videos = copy.copy(self)
+        videos._most_frames = num_frames
+        return videos
+
     def fingerprint(self):
         """16 characters that change when the frames may have changed."""
         return self._source.fingerprint()
@@ -101,7 +111,8 @@ class EpisodeVideos(Dataset):
 
     def __getitem__(self, index):
         """The tuple (video, positions, sizes, ids, in_camera), see the class."""
-        window = self._windows[index]
+        episode, first, length = self._windows[index]
+        window = episode, first, min(length, self._most_frames or length)
         video = torch.from_numpy(self._read(*window)).permute(0, 3, 1, 2)
         item = (video if self._as_uint8 else scaled(video), *self._annotations(*window))
         if self.is_images and self._sample_length == 1:
@@ -124,6 +135,23 @@ def scaled(frames):
     if frames.dtype != torch.uint8:
         return frames
     return torch.div(frames, 255, out=torch.empty(frames.shape, device=frames.device))
+
+
+def why_empty(frames):
+    """Why nothing can be learnt from a list of frames, uint8 or in 0..1, tensors or arrays of any shape: in words, None
+    where something can."""
+    frames = [np.asarray(frame) * (1 if frame.dtype in (np.uint8, torch.uint8) else 255) for frame in frames]
+    brightest = max(frame.max() for frame in frames)
+    if brightest < DARK:
+        return (
+            f"are nearly black: the brightest value is {brightest:.0f} of 255; images of 16 bits that use fewer (12,"
+            " say) have to be scaled up beforehand"
+        )
+    if all(np.ptp(frame) == 0 for frame in frames):
+        return "are each of one value"
+    if len(frames) > 1 and all(np.array_equal(frame, frames[0]) for frame in frames):
+        return "are all the same"
+    return None
 
 
 def whole_number(name, value):

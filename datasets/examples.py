@@ -21,6 +21,7 @@ from datasets.frame_sources import resized
 from datasets.video_files import IMAGE_ENDINGS, VIDEO_ENDINGS, FrameFolder, VideoFile, natural_order
 from datasets.video_folder_ds import square
 from utils.errors import UserError
+from utils.files import is_clutter
 
 LEGAL_CLIP = f"an image, a video ({', '.join(VIDEO_ENDINGS)}) or a folder of frames"
 
@@ -89,17 +90,16 @@ def _frames_of(path):
     """Yields the frames, uint8 [H, W, 3]."""
     ending = path.suffix.lower()
     if path.is_dir():
-        images = [name for name in os.listdir(path) if is_image(name) and not name.startswith(".")]
+        images = [name for name in os.listdir(path) if is_image(name) and not is_clutter(name)]
         if not images:
             raise UserError(f"{path}: holds no frames; legal: PNG or JPEG files, named in their order")
-        return FrameFolder(path, tuple(sorted(images, key=natural_order))).frames(0, len(images))
+        return FrameFolder(path, tuple(sorted(images, key=natural_order))).frames(0)
     if not path.is_file():
         raise UserError(f"{path}: not found; legal: {LEGAL_CLIP}")
     if ending in IMAGE_ENDINGS:
-        return FrameFolder(path.parent, (path.name,)).frames(0, 1)
+        return FrameFolder(path.parent, (path.name,)).frames(0)
     if ending in VIDEO_ENDINGS:
-        video = VideoFile(path)
-        return video.frames(0, video.probe().length)
+        return VideoFile(path).frames(0)
     raise UserError(f"{path}: is none; legal: {LEGAL_CLIP}")
 
 

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.files import atomic_write, available_cores, file_lock, remove_abandoned
+from utils.progress import progress_bar
 
 _VERSION = 2  # of how frames are decoded and kept; another number makes every file anew
 _BLOCK = 100  # frames that are decoded at a time
@@ -202,25 +202,30 @@ def _write(path, name, source):
         with suppress(OSError):  # another process deletes it, or it may not be deleted: it is left
             old.unlink()
     shape = (sum(source.lengths), source.image_size, source.image_size, 3)
-    write_blocks(path, "|u1", shape, _blocks(source), doing="decoding", place=source.place, unit="frame")
+    gigabytes = check_room(path.parent, int(np.prod(shape)), source.place)
+    print(f"decoding {source.place} once, into {path} ({gigabytes:.2f} GB)", file=sys.stderr)
+    with progress_bar(total=shape[0], unit="frame") as bar:
+        write_blocks(path, "|u1", shape, _blocks(source), bar)
 
 
-def write_blocks(path, descr, shape, blocks, doing, place, unit, words=_FRAMES):
-    """Write the arrays that the generator `blocks` yields, one behind the other, to a .npy, under a bar.
-
-    descr, shape: numpy's description of the type, and the shape of all; doing, place, unit: what is done, to what, and
-    what is counted, in words. The file appears whole or not at all. Raises UserError where there is no room.
-    """
-    size = int(np.prod(shape)) * np.dtype(descr).itemsize
-    free = shutil.disk_usage(path.parent).free
+def check_room(folder, size, place, words=_FRAMES):
+    """`size` bytes, which the `words` of a data set take, in GB; UserError where the folder has no room for them.
+    place: the data set, in words."""
+    free = shutil.disk_usage(folder).free
     if size > free:
         raise UserError(
-            f"{path.parent}: the {words.what} of {place} take {size / 1e9:.2f} GB, but {free / 1e9:.2f} GB are"
+            f"{folder}: the {words.what} of {place} take {size / 1e9:.2f} GB, but {free / 1e9:.2f} GB are"
             f" free; legal: room for them, {words.without}"
         )
-    print(f"{doing} {place} once, into {path} ({size / 1e9:.2f} GB)", file=sys.stderr)
-    bar = tqdm(total=shape[0], unit=unit)
-    with atomic_write(path, replace=False) as part, open(part, "wb") as file, closing(blocks), bar:
+    return size / 1e9
+
+
+def write_blocks(path, descr, shape, blocks, bar):
+    """Write the arrays that the generator `blocks` yields, one behind the other, to a .npy, and tell the bar of each.
+
+    descr, shape: numpy's description of the type, and the shape of all. The file appears whole or not at all.
+    """
+    with atomic_write(path, replace=False) as part, open(part, "wb") as file, closing(blocks):
         np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
         for block in blocks:
             file.write(block)

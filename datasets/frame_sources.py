@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from utils.errors import UserError
+from utils.files import is_clutter
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey and alpha", 6: "RGBA"}
@@ -80,7 +81,7 @@ class FrameFolders(FrameSource):
 
     Episodes are the folders named by a number, in the order of the numbers, which may have gaps. The frames' numbers
     begin at 0 and have none; all may be padded with zeros. Alpha is dropped; frames of another size are resized
-    (`resized`). Other files, and whatever has a name that begins with a dot, are left alone.
+    (`resized`). Other files, and whatever a system leaves in folders (`utils.files.is_clutter`), are left alone.
 
     `root`: the data set's folder; `split`: "train", "val" or "test"; `image_size`: side in pixels. Raises UserError
     for what is missing, unreadable or not of this format.
@@ -180,7 +181,7 @@ class FrameFolders(FrameSource):
     def _entries(self, folder, how_to_get=""):
         try:
             with os.scandir(folder) as entries:
-                return [entry for entry in entries if not entry.name.startswith(".")]
+                return [entry for entry in entries if not is_clutter(entry.name)]
         except OSError as error:
             raise UserError(f"{folder}: cannot be read: {error.strerror}; {self._legal}{how_to_get}") from error
 

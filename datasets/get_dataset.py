@@ -21,15 +21,21 @@ and, if it is registered with `decodes=True`, with `cache=` (whether to keep dec
 The further entries are the data set's own.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 
-from torch.utils.data import DataLoader, Subset, default_collate
+from torch.utils.data import Subset, default_collate
 
+from datasets.episodes import EpisodeVideos, why_empty
+from datasets.item_check import check_first_item
+from datasets.loading import Loader
 from utils.errors import UserError
 from utils.legal import illegal
+
+_LOOKED_AT = 8  # items of a training set that are looked at before training
 
 
 @dataclass(frozen=True)
@@ -131,9 +137,28 @@ def _variant(kind, ds):
         others = _names(name for name, variants in _VARIANTS.items() if getattr(variants, kind) is not None)
         raise illegal("ds", ds, f"a data set that has {kind}s: {others}")
     if isinstance(variant, str):
-        module, _, attribute = variant.partition(":")
-        variant = getattr(import_module(module), attribute)
+        variant = _imported(variant, ds)
     return variant
+
+
+def _imported(name, ds):
+    """What "module:attribute" names; `UserError` where there is no such module or attribute."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # a module that this one imports
+        place = f"no module {module} in the working directory or among the installed packages"
+        raise UserError(f"data set {ds}: {name}: {place}") from error
+    except AttributeError as error:
+        raise UserError(f"data set {ds}: {name}: {error}") from error
+
+
+def check_first(dataset, ds, image_size, num_frames=None):
+    """`UserError` unless the first item of the data set `ds` is as this module's text says. num_frames: of a clip, at
+    least; None: an item is an image."""
+    check_first_item(dataset, ds, image_size, num_frames, may_be_uint8=_VARIANTS[ds].decodes)
 
 
 def _names(names):
@@ -153,14 +178,35 @@ def image_dataset(config, mode, as_uint8=False):
     as_uint8: see `get_image_dataset`."""
     seq_len = config.timestep_horizon + 1 if config.use_tracking else 1
     size = _size(config, mode)
-    return get_image_dataset(config.ds, config.root, mode, config.image_size, seq_len, size, config.cache, as_uint8)
+    options = {"num_items": size, "cache": config.cache, "as_uint8": as_uint8}
+    images = get_image_dataset(config.ds, config.root, mode, config.image_size, seq_len, **options)
+    return _looked_at(images, config.ds) if mode == "train" else images
 
 
 def video_dataset(config, mode, num_frames, as_uint8=False):
-    """A DDLP run's data set: in mode "train" windows of `num_frames` frames, in "val" and "test" whole episodes.
-    as_uint8: see `get_video_dataset`."""
+    """A DDLP run's data set: in mode "train" windows of `num_frames` frames, in "val" and "test" the first as many
+    frames of the episodes, or whole episodes where the data set is not ours. as_uint8: see `get_video_dataset`."""
     options = {"num_items": _size(config, mode), "cache": config.cache, "as_uint8": as_uint8}
-    return get_video_dataset(config.ds, config.root, num_frames, mode, config.image_size, **options)
+    videos = get_video_dataset(config.ds, config.root, num_frames, mode, config.image_size, **options)
+    return _looked_at(videos, config.ds) if mode == "train" else _only_first(videos, num_frames)
+
+
+def _looked_at(dataset, name):
+    """A data set to train on, with a warning where frames from all over it are nearly black or constant."""
+    if isinstance(dataset.dataset if isinstance(dataset, Subset) else dataset, EpisodeVideos):
+        items = [dataset[index][0] for index in spread(len(dataset), min(_LOOKED_AT, len(dataset)))]
+        frames = [frame for item in items for frame in (item if item.dim() == 4 else [item])]
+        reason = why_empty(frames)
+        if reason:
+            warnings.warn(f"{len(frames)} training frames of {name} {reason}", UserWarning, stacklevel=2)
+    return dataset
+
+
+def _only_first(videos, num_frames):
+    """Videos of which no more than the first frames are read, where the data set can do so."""
+    if isinstance(videos, Subset):
+        return Subset(_only_first(videos.dataset, num_frames), videos.indices)
+    return videos.first(num_frames) if isinstance(videos, EpisodeVideos) else videos
 
 
 def _size(config, mode):
@@ -174,8 +220,10 @@ def shard_loader(dataset, batch_size, num_workers=0, accelerator=None, num_frame
     """
     if accelerator is not None and accelerator.num_processes > 1:
         dataset = Subset(dataset, range(accelerator.process_index, len(dataset), accelerator.num_processes))
-    collate = None if num_frames is None else partial(_collate_first_frames, num_frames)
-    return DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate)
+    collate = None
+    if num_frames is not None:
+        dataset, collate = _only_first(dataset, num_frames), partial(_collate_first_frames, num_frames)
+    return Loader(dataset, batch_size, num_workers=num_workers, collate_fn=collate)
 
 
 def _collate_first_frames(num_frames, items):

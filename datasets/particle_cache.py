@@ -1,77 +1,121 @@
 """Encoded particles of a training set that are kept on disk, mapped into memory and shared by runs and processes.
 
-The tokens of all clips lie in one .npy, float32 [clips, frames, K + 1, F], beside the decoded frames
-(`datasets.frame_cache`). The file's name ends in a hash of all that decides what it holds: a file of that name is
-whole, and another encoder or other frames have a file of their own. The files can be deleted at any time.
+The tokens of all clips lie in a few .npy, float32 [clips, frames, K + 1, F] each, beside the decoded frames
+(`datasets.frame_cache`). Their names have a hash of all that decides what they hold: a file of that name is whole, and
+another encoder or other frames have files of their own. The files can be deleted at any time.
+
+Each file is made by one process, with its own lock, and several processes share the files out.
 """
 
 import hashlib
 import json
+import math
+import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
+from tqdm import tqdm
 
-from datasets.frame_cache import Words, load_or_build, map_npy, write_blocks
+from datasets.frame_cache import Words, check_room, load_or_build, map_npy, write_blocks
+from datasets.loading import Loader
+from utils.progress import progress_bar
 
-_VERSION = 1  # of how clips are encoded and kept; another number makes every file anew
+AT_ONCE = 32  # clips that are encoded together; not the batch size, so that the particles do not depend on it
+_FILES = 32  # of a training set, at most
+_VERSION = 2  # of how clips are encoded and kept; another number makes every file anew
 _SAMPLES = 16  # items that stand for a data set without a fingerprint of its own
 _DEFAULT_FOLDER = "data"  # of a data set that lies nowhere
 _PARTICLES = Words("encoded particles", "or encode_on_the_fly true, which encodes each batch anew")
 
 
 class CachedTokens(Dataset):
-    """The tokens in the file at `path`: an item is the tuple of one clip's, float32 [frames, K + 1, F].
+    """The tokens in files, one behind the other: an item is the tuple of one clip's, float32 [frames, K + 1, F].
 
-    Raises OSError, ValueError or EOFError if there is no such file or it does not hold an array of that shape.
+    paths: the files; shapes: those of their arrays, all of as many clips but the last, which may have fewer. Raises
+    OSError, ValueError or EOFError where a file is missing or does not hold an array of its shape.
     """
 
-    def __init__(self, path, shape):
-        self.path = Path(path)
-        self._tokens = map_npy(path)
-        if (self._tokens.dtype, self._tokens.shape) != (np.float32, tuple(shape)):
-            raise ValueError(f"{path} does not hold {tuple(shape)}")
+    def __init__(self, paths, shapes):
+        self.paths = [Path(path) for path in paths]
+        self._arrays = [map_npy(path) for path in paths]
+        for path, array, shape in zip(self.paths, self._arrays, shapes, strict=True):
+            if (array.dtype, array.shape) != (np.float32, tuple(shape)):
+                raise ValueError(f"{path} does not hold {tuple(shape)}")
 
     def __len__(self):
-        return len(self._tokens)
+        return sum(map(len, self._arrays))
 
     def __getitem__(self, index):
-        return (torch.from_numpy(self._tokens[index]),)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        file, clip = divmod(index, len(self._arrays[0]))
+        return (torch.from_numpy(self._arrays[file][clip]),)
 
-    def blocks(self, size):
-        """Yield all tokens in order, [at most `size`, frames, K + 1, F] each."""
-        for start in range(0, len(self), size):
-            yield torch.from_numpy(self._tokens[start : start + size])
+    def blocks(self):
+        """Yield all tokens in order, [at most `AT_ONCE`, frames, K + 1, F] each."""
+        for array in self._arrays:
+            yield from torch.from_numpy(array).split(AT_ONCE)
 
 
-def cached_tokens(root, ds, key, shape, blocks):
-    """The `CachedTokens` of the data set `ds` at `root`; what is not on disk yet is encoded first, with a bar.
+def cached_tokens(root, ds, key, shape, encode, process=0, num_processes=1):
+    """The `CachedTokens` of the data set `ds` at `root`; what is not on disk yet is encoded first.
 
     root: a folder, or a file (then its folder), or None; key: dict of all that decides the tokens, beside their `shape`
-    [clips, frames, K + 1, F]; blocks: called only where they have to be encoded; returns a generator of tokens
-    [*, frames, K + 1, F], in order.
-    One process encodes, others that want the same tokens wait for it. Raises UserError where there is no room, or no
-    folder that can be written to.
+    [clips, frames, K + 1, F]; encode: called with the `range` of the clips of each file that is missing; returns a
+    generator of tokens [*, frames, K + 1, F], in order. Of several processes, which all call this, each begins with
+    another file; the first one shows a bar. Raises UserError where there is no room, or no folder that can be written
+    to.
     """
     text = json.dumps({"version": _VERSION, "shape": list(shape), **key}, sort_keys=True)
     name = f"{ds}_particles_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     root = Path(_DEFAULT_FOLDER if root is None else root)
     root = root.parent if root.is_file() else root
-    place = f"the training clips of {ds}"
+    place, clips = f"the training clips of {ds}", range(shape[0])
+    step = math.ceil(len(clips) / AT_ONCE / _FILES) * AT_ONCE
+    parts = [clips[start : start + step] for start in range(0, len(clips), step)]
+    first, paths, is_announced = process * len(parts) // num_processes, {}, False
+    with progress_bar(total=len(clips), unit="clip", delay=1, disable=process > 0, dynamic_ncols=True) as bar:
 
-    def load(path):
-        try:
-            return CachedTokens(path, shape)
-        except (OSError, ValueError, EOFError):
-            return None
+        def write(path, part):
+            nonlocal is_announced
+            missing = len(clips) - sum(len(parts[i]) for i in paths)
+            gigabytes = check_room(path.parent, 4 * missing * math.prod(shape[1:]), place, _PARTICLES)
+            if not is_announced:
+                tqdm.write(f"encoding {place} once, into {path.parent} ({gigabytes:.2f} GB)", sys.stderr)
+            is_announced = True
+            blocks = (np.ascontiguousarray(block.numpy(), np.float32) for block in encode(part))
+            write_blocks(path, "<f4", (len(part), *shape[1:]), blocks, bar)
 
-    def write(path):
-        arrays = (np.ascontiguousarray(block.numpy(), np.float32) for block in blocks())
-        write_blocks(path, "<f4", tuple(shape), arrays, "encoding", place, "clip", _PARTICLES)
+        for number in (*range(first, len(parts)), *range(first)):
+            part, file = parts[number], f"{name}_{number:02}"
+            found = load_or_build(
+                root,
+                file,
+                f"{file}.npy",
+                load=partial(_load, shape=(len(part), *shape[1:])),
+                write=partial(write, part=part),
+                waiting=f"waiting for another process that encodes {place}",
+                words=_PARTICLES,
+            )
+            paths[number] = found.paths[0]
+            bar.update(sum(len(parts[i]) for i in paths) - bar.n)
+    return CachedTokens([paths[i] for i in range(len(parts))], [(len(part), *shape[1:]) for part in parts])
 
-    waiting = f"waiting for another process that encodes {place}"
-    return load_or_build(root, name, f"{name}.npy", load, write, waiting, _PARTICLES)
+
+def _load(path, shape):
+    """The `CachedTokens` of one file, or None if it is missing or not whole."""
+    try:
+        return CachedTokens([path], [shape])
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def clip_batches(clips, which, num_workers):
+    """Batches of `AT_ONCE` of the items `which` of a data set, to be encoded."""
+    return Loader(Subset(clips, which), AT_ONCE, num_workers=num_workers, generator=torch.Generator())
 
 
 def data_fingerprint(videos):

@@ -224,7 +224,7 @@ def check_options(out, options):
             raise UserError(f"--out: {others[0]} exists but was not made by this script; legal: another --out")
         return
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         differing = [f"{name} {found[name]}, not {options[name]}" for name in options if found[name] != options[name]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {error}; legal: another --out") from error
@@ -250,7 +250,7 @@ def working_folder(filelock, out, options):
     try:
         with reporting_unwritable(out):
             part = folder / "preparation.json"
-            part.write_text(json.dumps(options) + "\n")
+            part.write_text(json.dumps(options) + "\n", encoding="utf-8")
             part.replace(out / part.name)
         yield folder
     finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from utils.errors import UserError
+from utils.files import is_clutter
 
 
 def check_space(out, needed):
@@ -82,7 +83,7 @@ def check_episodes(folder, number, option):
     if not folder.is_dir():
         raise UserError(f"--out: {folder} is not a folder; legal: another --out")
     legal = {str(episode) for episode in range(number)}
-    others = sorted(name for name in os.listdir(folder) if name not in legal and not name.startswith("."))
+    others = sorted(name for name in os.listdir(folder) if name not in legal and not is_clutter(name))
     if others:
         raise UserError(
             f"--out: {folder} holds {others[0]!r}, which is none of the {number} episodes of {option}; legal: another"

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -38,8 +37,9 @@ from datasets.preparation import (
     working_folder,
 )
 from utils.errors import UserError, run_command
-from utils.files import atomic_write, available_cores
+from utils.files import atomic_write, available_cores, is_clutter
 from utils.legal import check_at_least_1, illegal
+from utils.progress import progress_bar
 
 CROP = (60, 0, 480, 420)  # left, upper, right, lower
 IMAGE_SHAPE = (128, 128, 3)
@@ -58,7 +58,8 @@ def find_frames(folder, allow_gaps=False):
     `allow_gaps`, numbers that are left out.
     """
     try:
-        paths = [path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg")]
+        names = [name for name in os.listdir(folder) if not is_clutter(name)]
+        paths = [folder / name for name in names if name.lower().endswith((".png", ".jpg", ".jpeg"))]
     except OSError as error:
         raise UserError(f"--frames: {folder} cannot be read: {error.strerror or error}") from error
     if not paths:
@@ -123,7 +124,7 @@ def write_frames(working, paths, processes):
         np.lib.format.write_array_header_1_0(file, header)
         file.seek(done * _IMAGE_BYTES, os.SEEK_CUR)
         file.truncate()
-        bar = tqdm(desc="Traffic", total=len(paths), initial=done, unit="frame")
+        bar = progress_bar(desc="Traffic", total=len(paths), initial=done, unit="frame")
         pool = ThreadPoolExecutor(processes)
         try:
             for first in range(done, len(paths), _CHUNK):
@@ -153,14 +154,14 @@ def _frames_done(path, note, recording):
     """How many frames of the file at `path` are safe; 0 where that is not known or they are of another recording."""
     if not (note.exists() and path.exists()):
         return 0
-    noted = json.loads(note.read_text())
+    noted = json.loads(note.read_text(encoding="utf-8"))
     is_same = noted["recording"] == recording and path.stat().st_size > noted["frames"] * _IMAGE_BYTES
     return noted["frames"] if is_same else 0
 
 
 def _take_note(note, content):
     with atomic_write(note) as part:
-        part.write_text(json.dumps(content))
+        part.write_text(json.dumps(content), encoding="utf-8")
 
 
 def is_made(path, paths):

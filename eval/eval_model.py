@@ -5,7 +5,6 @@ The functions of the published names take a configuration instead, and open its 
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from configs.schema import Config
 from datasets.episodes import scaled
@@ -13,6 +12,7 @@ from datasets.get_dataset import first_frames, image_dataset, shard_loader, spre
 from utils import plotting
 from utils.animation import animate_trajectories
 from utils.legal import illegal
+from utils.progress import progress_bar
 
 FIGURE_COLUMNS = 8
 
@@ -77,7 +77,7 @@ def mean_elbo(
     is_main = accelerator is None or accelerator.is_main_process
     loader = shard_loader(dataset, batch_size, num_workers, accelerator, num_frames)
     total, count = torch.zeros((), device=device), 0
-    for i, batch in enumerate(tqdm(loader, desc="validation", leave=False, disable=not is_main)):
+    for i, batch in enumerate(progress_bar(loader, desc="validation", leave=False, disable=not is_main)):
         x = scaled(batch[0].to(device))
         output = model(x, deterministic=True, alpha_masks=False, **(forward_options or {}))
         total += model.calc_elbo(x, output, **elbo_options)["loss"] * len(x)
@@ -129,7 +129,7 @@ def evaluate_validation_elbo(
     figure = validation_figure(draw_dlp, fig_dir, epoch, topk=topk, iou_thresh=iou_thresh) if save_image else None
     return mean_elbo(
         model,
-        image_dataset(config, "val"),
+        image_dataset(config, "val", as_uint8=True),
         options,
         batch_size=batch_size,
         num_workers=config.num_workers,
@@ -180,7 +180,7 @@ def evaluate_validation_elbo_dyn(
     figure = validation_figure(draw_ddlp, fig_dir, epoch, topk=topk, iou_thresh=iou_thresh) if save_image else None
     return mean_elbo(
         model,
-        video_dataset(config, "val", num_frames),
+        video_dataset(config, "val", num_frames, as_uint8=True),
         options,
         {"num_static_frames": num_static},
         num_frames,
@@ -201,7 +201,7 @@ def animate_predictions(model, videos, indices, paths, horizon, cond_steps, seco
     instead of samples; verbose: a progress bar.
     """
     device = next(model.parameters()).device
-    for index, path in zip(tqdm(indices, desc="animations", disable=not verbose), paths, strict=True):
+    for index, path in zip(progress_bar(indices, desc="animations", disable=not verbose), paths, strict=True):
         x = scaled(first_frames(videos[index], horizon)[0].to(device))
         prediction = model.sample(x[None], horizon - cond_steps, deterministic, cond_steps=cond_steps)
         animate_trajectories(x, prediction[0], path, seconds, rec_to_pred_t=cond_steps)
@@ -235,7 +235,7 @@ def animate_trajectory_ddlp(
     model = (model.module if hasattr(model, "module") else model).eval()
     cond_steps = model.timestep_horizon if cond_steps is None else cond_steps
     check_horizon(timestep_horizon, cond_steps)
-    videos = video_dataset(config, "train" if train else mode or "val", timestep_horizon)
+    videos = video_dataset(config, "train" if train else mode or "val", timestep_horizon, as_uint8=True)
     count = min(num_trajetories, len(videos))
     indices = spread(len(videos), count) if train else range(count)
     paths = [Path(fig_dir) / f"{prefix}e{epoch}_traj_anim_{i}.{suffix}" for i in range(count)]

@@ -189,8 +189,15 @@ class RunningStatistics:
     def update(self, values):
         """values: [*, n]."""
         values = values.flatten(0, -2).double()
-        count, mean = len(values), values.mean(0)
-        squares, low, high = (values - mean).square().sum(0), values.amin(0), values.amax(0)
+        mean = values.mean(0)
+        self._merge(len(values), mean, (values - mean).square().sum(0), values.amin(0), values.amax(0))
+
+    def merge(self, other):
+        """Add what another object of this class has seen."""
+        if other.count:
+            self._merge(other.count, other.mean, other.squares, other.low, other.high)
+
+    def _merge(self, count, mean, squares, low, high):
         if self.count == 0:
             self.count, self.mean, self.squares, self.low, self.high = count, mean, squares, low, high
             return
@@ -225,16 +232,21 @@ class ParticleNormalization(nn.Module):
             self.register_buffer(f"min_val{suffix}", -torch.ones(width))
             self.register_buffer(f"max_val{suffix}", torch.ones(width))
 
-    def fit(self, batches):
+    def fit(self, batches, gather=None):
         """Take the statistics of all batches of tokens [B, T, N, F] that the iterable gives.
 
-        Raises `UserError` if there are none, or a value is not finite.
+        gather: where each of several processes has batches of its own, a function that returns the list of what all of
+        them give it. Raises `UserError` if there are no batches, or a value is not finite.
         """
-        statistics = {"": RunningStatistics(), "_bg": RunningStatistics()}
+        parts = [RunningStatistics(), RunningStatistics()]
         for tokens in batches:
-            for running, values in zip(statistics.values(), self.layout.split(tokens), strict=True):
+            for running, values in zip(parts, self.layout.split(tokens.cpu()), strict=True):
                 running.update(values)
-        for suffix, running in statistics.items():
+        shares = [parts] if gather is None else gather(parts)
+        for suffix, same_part in zip(("", "_bg"), zip(*shares, strict=True), strict=True):
+            running = RunningStatistics()
+            for share in same_part:
+                running.merge(share)
             if running.count == 0:
                 raise UserError("no particles to take statistics of; legal: one clip or more")
             if not running.squares.isfinite().all():

@@ -1,5 +1,6 @@
 """What the commands that use a trained model have in common: their arguments, and what these name."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,15 +130,18 @@ def frames_seen(run):
 def data_config(run, dataset=None, root=None):
     """The run's configuration with the data set `dataset` (a name in configs/, or a path ending in .json) at `root`.
 
-    Where the run's own root is not on this machine, as in a released run, it is that of the data set's file in
-    configs/.
+    Without `root` it is the root in that file if something is there, else the run's own, else, as for a released run,
+    whose root is not on this machine, that of the data set's file in configs/. One that is not the run's is said on
+    stderr.
     """
     config = particle_config(run)
     named = None if dataset is None else Config.load(dataset)
     ds = config.ds if named is None else named.ds
     if root is None:
-        root = config.root if ds == config.ds else named.root
-        if root is None or not Path(root).exists():
-            known = named or (Config.load(ds) if (CONFIG_DIR / f"{ds}.json").is_file() else config)
-            root = known.root
+        roots = [named.root] if str(dataset).endswith(".json") else []
+        roots += [config.root] if ds == config.ds else []
+        known = named or (Config.load(ds) if (CONFIG_DIR / f"{ds}.json").is_file() else config)
+        root = next((path for path in roots if path is not None and Path(path).exists()), known.root)
+        if ds == config.ds and config.root not in (None, root):
+            print(f"{run.path}: its data set was at {config.root}; here the one at {root} is taken", file=sys.stderr)
     return config.replace("--root", ds=ds, root=root)

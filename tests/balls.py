@@ -9,8 +9,7 @@ import torch
 
 from configs.schema import Config
 from datasets import balls_preparation
-from models import ObjectDynamicsDLP
-from rundir.run import Run
+from rundir.run import MODELS, Run
 from utils import checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -51,15 +50,15 @@ def make_data(folder):
     return str(folder)
 
 
-def make_run(folder, root, seed=0, **changes):
+def make_run(folder, root, seed=0, kind="ddlp", **changes):
     """A run directory of a model with random weights that draw something; returns the `Run`."""
     config = Config.from_dict({**SMALL, "root": root, **changes})
     torch.manual_seed(seed)
-    model = ObjectDynamicsDLP.from_config(config)
+    model = MODELS[kind].from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    run = Run(folder / f"010126_000000_balls_ddlp{config.run_prefix}", config, "ddlp")
+    run = Run(folder / f"010126_000000_{config.ds}_{kind}{config.run_prefix}", config, kind)
     (run.path / "saves").mkdir(parents=True)
     run.save_config(config)
     checkpoints.save(model.state_dict(), run.weights_path())

@@ -7,18 +7,25 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import urllib.error
 from contextlib import ExitStack, contextmanager, nullcontext
 from unittest import mock
 
+import filelock
+import pytest
 import torch
+from tqdm import tqdm
 
 import training.diffusion
 import training.loop
 import training.particles
+from datasets.shapes_ds import ShapesDataset
 from rundir.diffusion_run import DiffusionRun
 from rundir.run import Run
 from tests.balls import ROOT, SMALL, run_in
+from tests.processes import wait_until
 from training.loop import TrainingLoop
 from utils import checkpoints
 
@@ -29,7 +36,7 @@ SHAPES = {
     "num_epochs": 3,
     "use_correlation_heatmaps": False,
     "eval_im_metrics": False,
-    "checkpoint_freq": 3,
+    "save_every": 3,
 }
 
 
@@ -114,9 +121,12 @@ def refuse_download(*arguments, **options):
 # ---------------------------------------------------------------------------------------------------- runs compared
 
 
+MEASURED = {"steps_per_second", "images_per_second", "memory_gb"}  # of the machine, not of the run
+
+
 def numbers(run):
-    """The records without the speed."""
-    return [{name: value for name, value in row.items() if name != "steps_per_second"} for row in run.records()]
+    """The records without speed and memory."""
+    return [{name: value for name, value in row.items() if name not in MEASURED} for row in run.records()]
 
 
 def assert_same_run(run, expected):
@@ -168,49 +178,109 @@ def kill():
 
 def exit_code(function, *arguments, **options):
     """A function's exit code in a process of its own, a copy of this one; negative for the signal that ended it."""
-    process = multiprocessing.get_context("fork").Process(target=function, args=arguments, kwargs=options)
-    process.start()
-    process.join(120)
-    assert process.exitcode is not None, "it hangs"
-    return process.exitcode
+    return run_apart(function, *arguments, **options)[0]
+
+
+def run_apart(function, *arguments, **options):
+    """Run a function in a process of its own, a copy of this one, that leads a group. Returns its exit code, negative
+    for the signal that ended it, and its output."""
+    with tempfile.TemporaryFile("w+") as output:
+
+        def redirected():
+            os.setsid()
+            for stream in (1, 2):
+                os.dup2(output.fileno(), stream)
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+            sys.stdout.reconfigure(line_buffering=True)
+            tqdm.set_lock(threading.RLock())  # not one that is shared with processes that may be killed meanwhile
+            function(*arguments, **options)
+
+        process = multiprocessing.get_context("fork").Process(target=redirected)
+        process.start()
+        process.join(120)
+        assert process.exitcode is not None, "it hangs"
+        output.seek(0)
+        return process.exitcode, output.read()
 
 
 # ------------------------------------------------------------------------------------------------- several processes
 
-# Runs training scripts with their arguments in turn, each in a folder of its own, as `python SCRIPT` does. RUN
-# is the run in the folder; with SIGTERM@N process 1 alone gets that signal in the step after N. What each process ends
-# with is written beside the run.
+# Runs training scripts with their arguments in turn, each in a folder of its own, as `python SCRIPT` does. RUN is the
+# run in the folder; with SIGTERM@N (or SIGKILL@N) process 1 alone gets that signal in the step after N; with NO_NOISE
+# nothing that is drawn decides a number (`without_noise`). What each process ends with is written beside the run.
 SCRIPT = """
 import json, os, runpy, signal, sys
+from contextlib import nullcontext
 from pathlib import Path
 import torch
 import training.loop
+from tests.runs import note_who_waits, without_noise
+from training.diffusion import DiffusionTask
 from training.loop import TrainingLoop
 
 training.loop.loss_graph = lambda *arguments: torch.zeros(3, 8, 8)
-fit, step = TrainingLoop.fit, TrainingLoop._step
+fit, step, encode = TrainingLoop.fit, TrainingLoop._step, DiffusionTask._encode
 
 def fit_and_keep(loop, run):
     fit(loop, run)
     torch.save(loop.bare_model.state_dict(), f"weights_{loop.accelerator.process_index}.pth")
+    Path(f"data_{loop.accelerator.process_index}.json").write_text(json.dumps([seen, encoded]))
 
-def step_with_signal(loop, batch):
+def step_with_signal(loop, batches):
     if loop.progress.iteration == stop and loop.accelerator.process_index == 1:
-        signal.raise_signal(signal.SIGTERM)
-    step(loop, batch)
+        signal.raise_signal(number)
+    step(loop, batches)
+    seen.append([loop.progress.epoch, [batch[0].double().sum().item() for batch in batches]])
 
-TrainingLoop.fit, TrainingLoop._step = fit_and_keep, step_with_signal
+def encode_and_note(task, which):
+    encoded.extend(which)
+    return encode(task, which)
+
+TrainingLoop.fit, TrainingLoop._step, DiffusionTask._encode = fit_and_keep, step_with_signal, encode_and_note
 root, start, commands = sys.argv[1], os.getcwd(), json.loads(sys.argv[2])
+note_who_waits(Path(start))
 for folder, script, *arguments in commands:
     os.chdir(Path(start) / folder)
-    stop = next((int(each.removeprefix("SIGTERM@")) for each in arguments if each.startswith("SIGTERM@")), None)
-    arguments = [each for each in arguments if not each.startswith("SIGTERM@")]
-    sys.argv[1:] = [str(next(Path().glob("*_*dlp"))) if each == "RUN" else each for each in arguments]
-    runpy.run_path(str(Path(root) / script), run_name="__main__")
+    stop, seen, encoded = None, [], []
+    for each in [each for each in arguments if each.startswith("SIG")]:
+        name, stop = each.split("@")
+        number, stop = getattr(signal, name), int(stop)
+        arguments.remove(each)
+    noise = nullcontext()
+    if "NO_NOISE" in arguments:
+        arguments.remove("NO_NOISE")
+        noise = without_noise()
+    sys.argv[1:] = [str(next(Path().glob("*_*dlp*/"))) if each == "RUN" else each for each in arguments]
+    with noise:
+        runpy.run_path(str(Path(root) / script), run_name="__main__")
 """
 
 
-def launch(folder, *commands):
+@contextmanager
+def without_noise():
+    """Every normal variable is 0, every Beta variable its mean."""
+    with ExitStack() as patches:
+        patches.enter_context(mock.patch.object(torch, "randn_like", torch.zeros_like))
+        patches.enter_context(mock.patch.object(torch.distributions.Beta, "rsample", lambda beta: beta.mean))
+        yield
+
+
+def note_who_waits(folder):
+    """Let a process that draws the shapes wait until another one waits for its lock, as it says in a file there."""
+    draw, lock = ShapesDataset._draw, filelock.FileLock.acquire
+
+    def draw_while_others_wait(dataset):
+        wait_until((folder / f"waits_{1 - int(os.environ['RANK'])}").exists, 60)
+        draw(dataset)
+
+    def acquire(self, *arguments, **options):
+        (folder / f"waits_{os.environ['RANK']}").touch()
+        return lock(self, *arguments, **options)
+
+    ShapesDataset._draw, filelock.FileLock.acquire = draw_while_others_wait, acquire
+
+
+def launch(folder, *commands, status=0):
     """Run the commands, (folder, training script, *arguments), on two processes. Returns the output."""
     (folder / "script.py").write_text(SCRIPT)
     for name, *_ in commands:
@@ -224,13 +294,22 @@ def launch(folder, *commands):
         text=True,
         timeout=300,
     )
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.returncode == status, result.stdout + result.stderr
     return result.stdout + result.stderr
 
 
 def assert_one_model(folder, trained):
-    """Both processes ended with the same weights, which are those `trained`, and with random states of their own."""
+    """Both processes ended with the same weights, which are those `trained`."""
     for process in (0, 1):
         assert_same(dict(checkpoints.load(folder / f"weights_{process}.pth")), dict(trained), "weights")
-    first, second = the_run(folder).load_state()["random_states"]
-    assert not torch.equal(first["torch"], second["torch"])
+
+
+def assert_nearly_the_same_run(run, expected, tolerance=1e-5, without=()):
+    """The records (losses, scores, norms of gradients) `without` some, and the trained weights, to rounding."""
+    for mine, theirs in zip(numbers(run), numbers(expected), strict=True):
+        for name in without:
+            del mine[name], theirs[name]
+        assert mine == pytest.approx(theirs, rel=tolerance, abs=tolerance)
+    mine, theirs = (one.load_state()["model"] for one in (run, expected))
+    for name, value in theirs.items():
+        torch.testing.assert_close(mine[name], value, rtol=tolerance, atol=tolerance, msg=name)

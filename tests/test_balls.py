@@ -737,6 +737,36 @@ DAMAGES = {
 }
 
 
+def test_a_file_that_another_process_writes_is_left(tmp_path):
+    path = random_files(tmp_path) / "train.hdf5"
+    content = path.read_bytes()
+    code = "import h5py, sys; file = h5py.File(sys.argv[1], 'r+'); print('open', flush=True); input()"
+    command = [sys.executable, "-c", code, path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError) as error:
+            BallsVideos(tmp_path, "train", 6, 3)
+        legal = r"is open for writing in another process; legal: a file that nobody writes to: let that process end"
+        assert re.match(re.escape(f"{path} {legal}"), str(error.value))
+        with pytest.raises(UserError, match=f"{re.escape(legal)}, or another --out$"):
+            prepare(tmp_path)
+        other.communicate(b"\n")
+    assert len(BallsVideos(tmp_path, "train", 6, 3)) and path.read_bytes() == content
+
+
+def test_a_file_that_may_not_be_read_is_left(tmp_path, monkeypatch):
+    path = random_files(tmp_path) / "train.hdf5"
+    refuse = PermissionError(errno.EACCES, "unable to open file: errno = 13")
+    monkeypatch.setattr(h5py, "File", lambda *args, **options: (_ for _ in ()).throw(refuse))
+    with pytest.raises(UserError) as error:
+        BallsVideos(tmp_path, "train", 6, 3)
+    assert str(error.value).startswith(f"{path} may not be read by this user; legal: a file that may be read")
+    with pytest.raises(
+        UserError, match=r"may not be read by this user; legal: a file that may be read, or another --out"
+    ):
+        prepare(tmp_path)
+
+
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_a_damaged_file_is_refused(tmp_path, kind):
     path = random_files(tmp_path) / "train.hdf5"
@@ -744,4 +774,4 @@ def test_a_damaged_file_is_refused(tmp_path, kind):
     damage(path)
     with pytest.raises(UserError, match=message) as error:
         BallsVideos(tmp_path, "train", 6, 3)
-    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+    assert str(error.value).startswith(str(path)) and not re.search("\n|delete", str(error.value))

@@ -13,9 +13,11 @@ from torch.utils.data import DataLoader
 import train_ddlp_accelerate
 import train_dlp_accelerate
 from datasets.get_dataset import get_image_dataset, get_video_dataset
+from datasets.shapes_ds import generate_shape_dataset_torch
 from eval.eval_gen_metrics import eval_ddlp_im_metric
 from eval.eval_model import animate_trajectory_ddlp, evaluate_validation_elbo_dyn
 from models import ObjectDLP, ObjectDynamicsDLP
+from modules.dynamics_modules import DynamicsDLP
 from tests import balls, golden
 from tests.boxes import plain_selection
 from train_ddlp import train_ddlp
@@ -220,6 +222,33 @@ def test_a_particle_moves_its_pixels(dlp, images):
     torch.testing.assert_close(after["dec_objects_trans"], moved, rtol=0, atol=1e-4)
     assert torch.equal(after["bg"], before["bg"])
     assert (after["rec"] - before["rec"]).abs().amax() > 0.01
+
+
+def test_a_walkthrough_from_shapes_to_particles_that_are_predicted(config):
+    """Drawn shapes, an image model that tracks, and PINT by itself on what it found."""
+    torch.manual_seed(0)
+    shapes = generate_shape_dataset_torch(img_size=SIDE, min_size=6, max_size=8, num_images=4)
+    x = next(iter(DataLoader(shapes, batch_size=2)))[0]
+    clip = x[:, None].repeat(1, 3, 1, 1, 1)
+    model = randomized(ObjectDLP(**{**keywords(config), "use_tracking": True}))
+    with torch.no_grad():
+        output, image = model(clip, deterministic=True), model(x, deterministic=True)
+    seen = {name: value.view(2, 3, *value.shape[1:]) for name, value in output.items()}
+    torch.testing.assert_close(seen["z"][:, 0], image["z"])
+    assert torch.equal(seen["z_base"][:, 1:], seen["z"][:, :-1])  # a particle starts where it was
+
+    d, K = model.learned_feature_dim, model.n_kp_enc
+    pint = DynamicsDLP(d, model.bg_learned_feature_dim, 8, 8, n_head=2, n_layer=1, block_size=3, max_particles=K + 1)
+    names = ("z", "z_scale", "obj_on", "z_depth", "z_features", "z_bg")
+    tensors = [seen[name] for name in names]
+    with torch.no_grad():
+        predicted = randomized(pint)(*tensors)
+        unrolled = pint.sample(*tensors, steps=2, deterministic=True)
+    means = [predicted[name] for name in ("mu", "mu_scale", "mu_depth", "mu_features", "mu_bg")]
+    means.insert(2, predicted["obj_on_a"] / (predicted["obj_on_a"] + predicted["obj_on_b"]))
+    for tensor, mean, past in zip(unrolled, means, tensors, strict=True):
+        assert tensor.shape[:2] == (2, 5) and torch.equal(tensor[:, :3], past)
+        torch.testing.assert_close(tensor[:, 3], mean[:, -1])
 
 
 def test_a_released_folder_is_loaded(config, ddlp, clip, tmp_path):

@@ -243,7 +243,7 @@ def test_bfloat16_learns_as_float32_does(config):
         loop = new_loop(config, precision=precision, warmup_epoch=0, lr=1e-3, adam_eps=1e-8)
         for loop.progress.epoch in (1, 2):
             for batch in loop._make_loader():
-                loop._step(batch)
+                loop._step([batch])
         assert all(parameter.dtype is torch.float32 for parameter in loop.bare_model.parameters())
         losses[precision] = [row["loss"] for row in loop.means.read(loop.accelerator)]
     assert losses["bfloat16"] != losses["float32"]
@@ -277,7 +277,7 @@ def test_a_step_is_adams_of_the_configuration(config):
     """The first one, which by Adam's bias correction is lr * g / (|g| + eps), with weight decay in g."""
     loop = new_loop(config, lr=0.01, adam_eps=1e-3, weight_decay=0.1, adam_betas=[0.7, 0.8])
     start = [parameter.detach().clone() for parameter in loop.bare_model.parameters()]
-    loop._step(next(iter(loop._make_loader())))
+    loop._step([next(iter(loop._make_loader()))])
     for first, parameter in zip(start, loop.bare_model.parameters(), strict=True):
         if parameter.grad is not None:
             g = parameter.grad + 0.1 * first

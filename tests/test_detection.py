@@ -8,37 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import Config
 from datasets.shapes_ds import ShapesDataset
 from eval import eval_gen_metrics
 from eval.tracking import detection_quality
-from models import ObjectDLP
-from rundir.run import Run
-from tests.balls import ROOT, SMALL
+from tests.balls import ROOT, make_run
 from tests.runs import run_script
-from utils import checkpoints
 from utils.errors import UserError
 from utils.plotting import save_image
-
-
-@pytest.fixture
-def make_dlp(tmp_path):
-    """Makes a run of DLPv2 with random weights, on the data set `ds` at `root`."""
-
-    def make(ds, root, **changes):
-        config = Config.from_dict({**SMALL, "ds": ds, "root": str(root), **changes})
-        torch.manual_seed(1)
-        model = ObjectDLP.from_config(config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        run = Run(tmp_path / f"010126_000000_{ds}_dlp", config, "dlp")
-        (run.path / "saves").mkdir(parents=True)
-        run.save_config(config)
-        checkpoints.save(model.state_dict(), run.weights_path())
-        return run
-
-    return make
 
 
 def test_each_object_gets_one_particle_and_absent_ones_none():
@@ -77,9 +53,9 @@ def test_annotated_shapes_lie_where_they_are_drawn(tmp_path):
         assert np.array_equal(sizes[:count].numpy(), (boxes[:, 2:] - boxes[:, :2]).min(1) / 2)
 
 
-def test_the_command_measures_dlpv2_on_images(make_dlp, balls_data, monkeypatch, capsys):
+def test_the_command_measures_dlpv2_on_images(tmp_path, balls_data, monkeypatch, capsys):
     """Its numbers against those computed here, image by image, by the definitions."""
-    run = make_dlp("balls", balls_data)
+    run = make_run(tmp_path, balls_data, 1, "dlp")
     arguments = ("-p", run.path, "-b", 7, "--metrics", "psnr", "position")
     assert run_script(monkeypatch, ROOT, "eval/eval_gen_metrics.py", *arguments) == 0
     printed = capsys.readouterr().out
@@ -102,23 +78,23 @@ def test_the_command_measures_dlpv2_on_images(make_dlp, balls_data, monkeypatch,
     assert nearest <= found["position_error"] < 32
 
 
-def test_the_command_measures_dlpv2_on_shapes(make_dlp, tmp_path, monkeypatch):
+def test_the_command_measures_dlpv2_on_shapes(tmp_path, monkeypatch):
     class FewShapes(ShapesDataset):
         def __init__(self, root, mode, image_size, num_images):
             super().__init__(root, mode, image_size, num_images=12)
 
     monkeypatch.setattr("datasets.shapes_ds.ShapesDataset", FewShapes)
-    run = make_dlp("shapes", tmp_path / "shapes")
+    run = make_run(tmp_path, str(tmp_path / "shapes"), 1, "dlp", ds="shapes")
     eval_gen_metrics.main(["-p", str(run.path), "--metrics", "ssim", "position"])
     found = json.loads((run.path / "eval" / "last_val_image_metrics.json").read_text())
     assert 0 <= found["found"] <= 1 and 0 < found["position_error"] < 46 and -1 < found["ssim"] < 1
 
 
-def test_position_needs_known_objects(make_dlp, tmp_path):
+def test_position_needs_known_objects(tmp_path):
     for number in range(30):
         folder = tmp_path / "videos" / f"clip{number % 3}"
         folder.mkdir(parents=True, exist_ok=True)
-        save_image(torch.full((3, 32, 32), number / 30), folder / f"{number}.png")
-    run = make_dlp("video_folder", tmp_path / "videos")
+        save_image(torch.rand(3, 32, 32), folder / f"{number}.png")
+    run = make_run(tmp_path, str(tmp_path / "videos"), 1, "dlp", ds="video_folder")
     with pytest.raises(UserError, match="position needs objects whose positions are known"):
         eval_gen_metrics.main(["-p", str(run.path), "--use_train", "--metrics", "position"])

@@ -16,7 +16,7 @@ from tests.runs import DIFFUSION
 from train_ddlp import train_ddlp
 from training.loop import Progress
 from training.particles import DDLPTask, DLPTask
-from utils.device import check_device, choose_kernels, describe_device, make_accelerator
+from utils.device import check_accelerate_settings, check_device, choose_kernels, describe_device, make_accelerator
 from utils.errors import UserError
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: pytest --gpu on a machine with one")
@@ -52,15 +52,23 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     ("variable", "value"),
     [
         ("ACCELERATE_MIXED_PRECISION", "fp16"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16"),
+        ("ACCELERATE_USE_FSDP", "true"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR"),
     ],
 )
-def test_what_accelerate_is_told_elsewhere_is_refused(variable, value, monkeypatch):
+def test_what_accelerate_is_told_elsewhere_is_refused(variable, value, monkeypatch, fresh_accelerate):
+    """Unless the run's configuration says the same."""
     monkeypatch.setenv(variable, value)
     with pytest.raises(UserError) as error:
-        make_accelerator("cpu")
+        check_accelerate_settings(Config.from_dict(SMALL))
     assert variable.removeprefix("ACCELERATE_").lower() in str(error.value) and value.lower() in str(error.value)
+    same = {"precision": "bfloat16", "gradient_accumulation_steps": 4, "compile": True}
+    if value != "fp16" and "FSDP" not in variable:
+        check_accelerate_settings(Config.from_dict({**SMALL, **same}))
+    accelerator = make_accelerator("cpu")  # does nothing of it by itself
+    assert accelerator.mixed_precision == "no" and accelerator.state.dynamo_plugin.backend == "NO"
 
 
 def test_kernels_are_chosen_and_stated_in_one_place(fresh_accelerate):

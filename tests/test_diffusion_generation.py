@@ -235,7 +235,7 @@ def test_the_averages_scalars_may_have_either_shape(shape, released, released_fi
     torch.save({**state, "ema": ema}, released / "saves" / "model.pth")
     run = DiffusionRun.open(released)
     state = run.load_state()
-    assert state["ema"]["step"].shape == () and state["random_states"] is None
+    assert state["ema"]["step"].shape == () and "means" not in state
     assert state["progress"] == {"iteration": 7}
     assert isinstance(load_model(released), DiffuseDDLP)
 
@@ -519,7 +519,7 @@ def saved(run, step=1):
             "optimizer": torch.optim.Adam(ema.online_model.parameters()).state_dict(),
             "ema": ema.state_dict(),
             "progress": {"iteration": step},
-            "random_states": torch.arange(step),
+            "best": {"lpips": step},
         }
     )
     return ema
@@ -540,7 +540,7 @@ def test_what_is_saved_has_the_published_layout_and_one_entry_more(ddlp_run):
         name: value.shape for name, value in released_stats().items()
     }
     loaded = run.load_state()
-    assert loaded["progress"] == {"iteration": 4} and loaded["random_states"].tolist() == [0, 1, 2, 3]
+    assert loaded["progress"] == {"iteration": 4} and loaded["best"] == {"lpips": 4}
     again = EMA(new_diffusion(), include_online_model=True)
     again.load_state_dict(loaded["ema"])
     model = run.load_model()
@@ -564,18 +564,8 @@ def test_a_crash_while_saving_keeps_the_state_before(ddlp_run, monkeypatch):
         patched.setattr(torch, "save", crash)
         with pytest.raises(KeyboardInterrupt):
             saved(run, 2)
-    assert DiffusionRun.open(run.path).load_state()["random_states"].tolist() == [0]
+    assert DiffusionRun.open(run.path).load_state()["best"] == {"lpips": 1}
     assert [path.name for path in run.state_path.parent.iterdir()] == ["model.pth"]
-
-
-def test_random_states_of_another_step_are_not_taken(released, released_files):
-    """Of a directory that keeps them in a file of its own, by step: it goes on like a published one."""
-    means = {"sums": {}, "count": 0}
-    beside = {5: {"means": means, "random_states": [1]}, 7: {"means": means, "random_states": [2]}}
-    checkpoints.save(beside, released / "saves" / "training_state.pt")
-    assert DiffusionRun.open(released).load_state()["random_states"] == [2]
-    torch.save({**released_files["saves/model.pth"], "step": 6}, released / "saves" / "model.pth")
-    assert DiffusionRun.open(released).load_state()["random_states"] is None
 
 
 def test_only_the_main_process_writes(ddlp_run):

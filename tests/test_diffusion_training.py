@@ -18,6 +18,7 @@ from configs.schema import DiffuseConfig
 from datasets import frame_cache, particle_cache
 from datasets.get_dataset import get_video_dataset
 from models import DiffuseDDLP
+from modules.diffusion_modules import ParticleNormalization
 from rundir import load_model
 from rundir.diffusion_run import DiffusionRun
 from rundir.run import Run
@@ -186,11 +187,10 @@ def test_the_statistics_are_those_of_all_clips(trained, ddlp):
 
 def test_the_cache_holds_the_particles_of_every_clip(trained, ddlp):
     tokens, _ = plain_tokens(ddlp)
-    (array,) = (
-        np.load(path)
-        for path in (Path(ddlp.config.root) / ".cache").glob("*.npy")
-        if np.load(path).shape == tokens.shape
-    )
+    files = sorted((Path(ddlp.config.root) / ".cache").glob("*.npy"))
+    arrays = [array for array in map(np.load, files) if array.shape[1:] == tokens.shape[1:]]
+    assert [len(array) for array in arrays] == [32, CLIPS - 32]
+    array = np.concatenate(arrays)
     assert array.dtype == np.float32 and array.shape == (CLIPS, FRAMES, SMALL["n_kp_enc"] + 1, 8)
     torch.testing.assert_close(torch.from_numpy(array), tokens, atol=1e-3, rtol=1e-3)
 
@@ -253,14 +253,14 @@ def test_particles_are_encoded_once(own_data, tmp_path, encodings):
     assert sum(encodings) == CLIPS
     assert encoded_clips(tmp_path, own_data, encodings, seed=4, particle_norm="std", batch_size=5) == 0
     cache = tmp_path / "data" / ".cache"
-    (kept,) = cache.glob("*.npy")
+    kept = sorted(cache.glob("*.npy"))[0]
     first = kept.read_bytes()
     assert encoded_clips(tmp_path, own_data, encodings, diffuse_frames=3) == CLIPS + 3
     other = make_run(tmp_path / "other", own_data.config.root, seed=1, **INDEPENDENT)
     assert encoded_clips(tmp_path, other, encodings) == CLIPS
-    assert len(list(cache.glob("*.npy"))) == 3 and kept.read_bytes() == first
+    assert len(list(cache.glob("*.npy"))) == 2 * 3 and kept.read_bytes() == first
     kept.write_bytes(first[:-4])  # truncated
-    assert encoded_clips(tmp_path, own_data, encodings) == CLIPS and kept.read_bytes() == first
+    assert encoded_clips(tmp_path, own_data, encodings) == 32 and kept.read_bytes() == first
     os.utime(tmp_path / "data" / "train.hdf5", (1, 1))
     assert encoded_clips(tmp_path, own_data, encodings) == CLIPS
 
@@ -277,14 +277,14 @@ def test_particles_of_a_data_set_that_is_a_file_are_kept_beside_it(tmp_path):
     (tmp_path / "recording.npy").touch()
     tokens = torch.rand(3, 2, 4, 5)
     kept = particle_cache.cached_tokens(
-        tmp_path / "recording.npy", "traffic", {}, tokens.shape, lambda: iter(tokens.split(2))
+        tmp_path / "recording.npy", "traffic", {}, tokens.shape, lambda part: iter(tokens.split(2))
     )
-    assert kept.path.parent == tmp_path / ".cache"
+    assert [path.parent for path in kept.paths] == [tmp_path / ".cache"]
     assert all(torch.equal(kept[i][0], tokens[i]) for i in range(3))
 
 
 def test_what_is_kept_is_whole(own_data, tmp_path, monkeypatch):
-    def encode(task):
+    def encode(task, which):
         yield torch.zeros(8, FRAMES, 5, 8)
         raise KeyboardInterrupt
 
@@ -303,14 +303,34 @@ def test_room_on_the_disk_is_checked_first(own_data, tmp_path, monkeypatch, enco
     assert encodings == []
 
 
-def test_the_random_state_is_not_touched_by_encoding(own_data, tmp_path, monkeypatch):
-    encode = DiffuseDDLP.encode
-    monkeypatch.setattr(DiffuseDDLP, "encode", lambda *arguments: torch.rand(3) is None or encode(*arguments))
-    states = []
-    for _ in range(2):  # with encoding and without
-        new_loop(tmp_path, own_data)
-        states.append(torch.get_rng_state())
-    assert torch.equal(*states)
+def test_of_several_processes_each_begins_with_another_file(tmp_path):
+    tokens, made = torch.rand(100, 2, 3, 4), []
+
+    def encode(which):
+        made.append(which)
+        yield tokens[which.start : which.stop]
+
+    # One of two processes alone: it begins in the middle, and does the other's share too, which is not done.
+    one = particle_cache.cached_tokens(tmp_path, "toy", {}, tokens.shape, encode, 1, 2)
+    assert made == [range(64, 96), range(96, 100), range(32), range(32, 64)]
+    other = particle_cache.cached_tokens(tmp_path, "toy", {}, tokens.shape, encode, 0, 2)
+    assert len(made) == 4 and len(one) == len(other) == 100
+    assert all(torch.equal(each[i][0], tokens[i]) for i in range(100) for each in (one, other))
+    assert torch.equal(torch.cat(list(one.blocks())), tokens) and max(map(len, one.blocks())) == 32
+    with pytest.raises(IndexError):
+        one[100]
+
+
+def test_statistics_that_processes_share_are_those_of_all():
+    shares = [torch.randn(n, 2, 3, 8, generator=torch.Generator().manual_seed(n)) for n in (5, 2)]
+    whole, merged = (ParticleNormalization(2, 2) for _ in range(2))
+    whole.fit(shares)
+    parts = []
+    for share in (shares[:1], [], shares[1:]):  # the second process has none
+        ParticleNormalization(2, 2).fit(share, lambda mine: parts.append(mine) or [mine, *parts[:1]])
+    merged.fit(shares[:1], lambda mine: parts)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(merged.state_dict()[name], value)
 
 
 def test_the_weights_hash_is_of_names_and_values():
@@ -382,7 +402,7 @@ def test_samples_that_could_not_be_drawn_are_drawn_when_the_run_goes_on(step, co
 def test_drawing_samples_leaves_training_as_it_is(trained, config, tmp_path):
     """`trained` drew some, at other steps."""
     run = train(tmp_path, config, save_and_sample_every=1000)
-    for name in ("model", "optimizer", "ema", "random_states"):
+    for name in ("model", "optimizer", "ema"):
         assert_same(run.load_state()[name], trained.load_state()[name], name)
 
 
@@ -401,36 +421,14 @@ def as_published(run, folder):
     return copy
 
 
-def test_a_published_directory_goes_on_with_the_seeds_random_state(stopped, tmp_path, monkeypatch):
-    ends, states = [], []
-    before(monkeypatch, "_step", STOP, lambda: states.append(torch.get_rng_state()))
-    for name in ("first", "second"):
-        run = as_published(stopped, tmp_path / name)
-        torch.rand(7)
-        resume(run)
-        assert f"resumed at epoch 14, iteration {STOP}" in (run.path / "log.txt").read_text()
-        ends.append(run.load_state())
-    assert ends[0]["progress"]["iteration"] == STEPS and ends[0]["ema"]["step"] == STEPS
-    assert_same(*ends, "model.pth")
-    torch.manual_seed(DIFFUSION["seed"])
-    assert torch.equal(states[0], torch.get_rng_state())
-
-
-def test_a_run_of_an_older_version_goes_on_exactly(stopped, trained, tmp_path):
-    """It kept sums and random states in a file of its own, by the step."""
-    state = checkpoints.load(stopped.state_path)
-    run = as_published(stopped, tmp_path / "older")
-    older = {name: state["training"][name] for name in ("means", "random_states")}
-    checkpoints.save({STOP - 15: {}, STOP: older}, run.path / "saves" / "training_state.pt")
-    shutil.copy(stopped.metrics_path, run.metrics_path)
+def test_a_published_directory_goes_on(stopped, trained, tmp_path):
+    """It lacks sums and best scores, but what the next steps draw follows from the seed and the step."""
+    run = as_published(stopped, tmp_path / "published")
+    torch.rand(7)
     resume(run)
-    mine, theirs = run.load_state(), trained.load_state()
-    for name in ("model", "optimizer", "ema", "progress", "means", "best", "random_states"):
-        assert_same(mine[name], theirs[name], name)
-    assert runs.numbers(run) == runs.numbers(trained)
-    # The state is one file again; what lies beside is not read any more.
-    resume(run, train_num_steps=STEPS + 1)
-    assert run.load_state()["progress"]["iteration"] == STEPS + 1
+    assert f"resumed at epoch 14, iteration {STOP}" in (run.path / "log.txt").read_text()
+    for name in ("model", "optimizer", "ema", "progress"):
+        assert_same(run.load_state()[name], trained.load_state()[name], name)
 
 
 @pytest.mark.parametrize(
@@ -497,7 +495,7 @@ def test_a_step_is_adams_with_the_clipped_gradient(ddlp, tmp_path, monkeypatch):
     loop.model.train()
     parameters = list(loop.bare_model.parameters())
     start = [p.detach().clone() for p in parameters]
-    loop._step(next(iter(loop._make_loader())))
+    loop._step([next(iter(loop._make_loader()))])
     assert torch.cat([p.grad.flatten() for p in parameters]).norm() == pytest.approx(1, abs=1e-4)
     assert loop.means.read(loop.accelerator)[0]["grad_norm"] > 10
     for first, parameter in zip(start, parameters, strict=True):

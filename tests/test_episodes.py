@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from datasets import frame_cache
+from configs.schema import Config
+from datasets import frame_cache, get_dataset
 from datasets.episodes import Windows, scaled
 from datasets.particle_cache import cached_tokens
 from tests.frames import TextEpisodes, TextVideos, digits_of, write_texts
@@ -134,6 +135,23 @@ def test_items_as_uint8_are_the_same_when_scaled(root, mode):
     as_bytes, floats = (TextVideos(root, mode, 4, 1, as_uint8=flag) for flag in (True, False))
     assert as_bytes[0][0].dtype == torch.uint8
     assert all(torch.equal(scaled(as_bytes[i][0]), floats[i][0]) for i in range(len(floats)))
+
+
+def test_what_follows_the_first_frames_is_not_read(root, monkeypatch):
+    write_texts(root, val_0="98765", val_1="0123456", val_2="111111")
+    read, spans = TextEpisodes.read, []
+    monkeypatch.setattr(TextEpisodes, "read", lambda self, *span: (spans.append(span), read(self, *span))[1])
+    monkeypatch.setattr(get_dataset, "_VARIANTS", dict(get_dataset._VARIANTS))
+    get_dataset.register("texts", video=TextVideos, decodes=True)
+    config = Config(ds="texts", root=str(root), image_size=32, cache=False, val_size=2)
+    videos = get_dataset.video_dataset(config, "val", 3, as_uint8=True)
+    assert [digits_of(scaled(videos[index][0])) for index in range(2)] == ["987", "012"]
+    (batch,) = get_dataset.shard_loader(videos, 2, num_frames=2)
+    assert batch[0].dtype == torch.uint8 and batch[0].shape == (2, 2, 3, 32, 32)
+    assert spans == [(0, 0, 3), (1, 0, 3), (0, 0, 2), (1, 0, 2)]
+    assert len(get_dataset.video_dataset(config, "train", 3)[0][0]) == 3
+    with pytest.raises(UserError, match="9 frames are asked for, but an episode has"):
+        list(get_dataset.shard_loader(videos, 2, num_frames=9))
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -365,12 +383,12 @@ def test_items_through_workers(root, cache):
 def test_tokens_of_another_key_have_a_file_of_their_own(tmp_path, capfd):
     made = []
 
-    def blocks():
+    def encode(which):
         made.append(len(made))
         yield torch.full((2, 3, 4, 5), made[-1])
 
     keys = [{"encoder": 1}, {"encoder": 2}, {"encoder": 1}]
-    found = [cached_tokens(tmp_path, "toy", key, (2, 3, 4, 5), blocks)[1][0] for key in keys]
+    found = [cached_tokens(tmp_path, "toy", key, (2, 3, 4, 5), encode)[1][0] for key in keys]
     assert made == [0, 1] and [tokens.unique().tolist() for tokens in found] == [[0], [1], [0]]
 
 

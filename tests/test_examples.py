@@ -34,7 +34,7 @@ def test_a_folder_without_examples_is_named(tmp_path):
         Examples(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "count", "length"), [("shapes", 10, 1), ("balls", 10, 60)])
+@pytest.mark.parametrize(("name", "count", "length"), [("shapes", 10, 1), ("balls", 10, 60), ("obj3d_like", 10, 60)])
 def test_the_truth_is_where_the_objects_are(name, count, length):
     """Around the true centres lies what the corner's background is not, in the colour of one object."""
     examples = Examples(ASSETS / name)
@@ -42,8 +42,8 @@ def test_the_truth_is_where_the_objects_are(name, count, length):
     for video, positions, sizes, _, in_camera in examples:
         assert video.shape == (length, 3, 64, 64) and in_camera.any(-1).all()
         for t in range(0, length, 20):
-            background = torch.tensor([0.0, 1.0, 1.0] if name == "shapes" else [0.0, 0.0, 0.0])
-            drawn = (video[t] - background[:, None, None]).abs()
+            background = {"shapes": [0.0, 1.0, 1.0], "balls": [0.0] * 3, "obj3d_like": video[t][:, 0, 0].tolist()}[name]
+            drawn = (video[t] - torch.tensor(background)[:, None, None]).abs()
             for k in in_camera[t].nonzero()[:, 0]:
                 row, column = positions[t, k].long().clamp(max=63)
                 assert drawn[:, row, column].amax() > 0.1

@@ -380,6 +380,26 @@ def test_grid_shows_the_nine_rows_in_order():
         assert margin[:, 2 + row * 130 : 130 + row * 130].min() < 0.2
 
 
+def test_rows_of_images_get_names_and_titles():
+    colors, greys = random(2, 3, 64, 64), random(2, 1, 64, 64)
+    bare = plotting.labelled_grid({"colors": colors, "greys": greys})
+    assert bare.shape[1] == 2 + 2 * 130
+    tiles = grid_tiles(bare, 2, 2, 128)
+    for row, images in enumerate((colors, greys.expand(-1, 3, -1, -1))):
+        assert torch.equal(torch.stack(tiles[row]), enlarge(images, 2))
+    titled = plotting.labelled_grid({"colors": colors, "greys": greys}, ["t = 0", "t = 1"])
+    heading = titled.shape[1] - bare.shape[1]
+    assert torch.equal(titled[:, heading:], bare)
+    strip, left = titled[:, :heading], bare.shape[-1] - 2 * 130
+    assert (strip[:, :, :left] == 1).all()
+    for column in range(2):  # one text per column, within it
+        assert strip[:, :, left + column * 130 :][:, :, :128].min() < 0.2
+    alone = plotting.labelled_grid({"greys": greys[:1]}, ["t = 0"])
+    assert torch.equal(alone[:, -130:-2, -130:-2], enlarge(greys[:1], 2)[0].expand(3, -1, -1))
+    with pytest.raises(ValueError, match="1 titles for 2 columns"):
+        plotting.labelled_grid({"colors": colors}, ["t = 0"])
+
+
 def test_top_row_keeps_the_surest_particles_in_their_colors():
     images, output = torch.full((1, 3, 32, 32), 0.5), model_output(n=1, k=4)
     output["z_base"] = torch.tensor([[[-0.6, -0.6], [-0.6, 0.6], [0.6, -0.6], [0.6, 0.6]]])

@@ -18,7 +18,7 @@ from eval.eval_model import evaluate_validation_elbo, mean_over_processes
 from models import ObjectDLP
 from utils import util_func
 from utils.errors import UserError
-from utils.random_state import preserve_random_state, random_state, set_random_state
+from utils.random_state import preserve_random_state, seed_everything, seed_of
 
 SIGNATURES = json.loads((Path(__file__).parent / "published" / "signatures.json").read_text())
 CONFIG = {
@@ -110,12 +110,20 @@ def test_the_random_state_is_left_as_it_was():
     def draws():
         return random.random(), np.random.rand(), torch.rand(1).item()
 
-    state = random_state()
+    seed_everything(3, "steps", 1, 2)
     expected = draws()
-    set_random_state(state)
+    seed_everything(3, "steps", 1, 2)
     with preserve_random_state():
         assert draws() == expected
     assert draws() == expected != draws()
+
+
+def test_seeds_of_places_runs_and_uses_differ():
+    """Runs of neighbouring seeds, and the processes and workers of each, draw what no other draws."""
+    places = [(), (0,), (0, 0), (0, 1), (1, 0), (1,), (1, 1), (0, 0, 0)]
+    uses = ("items", "workers", "steps")
+    seeds = {seed_of(seed, use, *place) for seed in range(4) for use in uses for place in places}
+    assert len(seeds) == 4 * 3 * len(places) and all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_helpers_of_util_func(tmp_path):

@@ -22,14 +22,14 @@ import train_ddlp
 from configs import generate_config_file
 from configs.schema import Config
 from datasets import frame_cache, get_dataset, video_files, video_folder_ds
-from datasets.get_dataset import get_image_dataset, get_video_dataset, video_dataset
-from datasets.tone_mapping import TRANSFERS, to_standard_range
-from datasets.video_files import FrameFolder, VideoFile, natural_order
+from datasets.get_dataset import get_image_dataset, get_video_dataset, image_dataset, video_dataset
+from datasets.video_files import VIDEO_ENDINGS, FrameFolder, VideoFile, natural_order
 from datasets.video_folder_ds import VideoFolderImages, VideoFolderVideos, find_splits, split_by_name
 from rundir.run import Run
 from tests.balls import SMALL, run_in
 from tests.frames import assert_item
 from utils.errors import UserError
+from utils.tone_mapping import TRANSFERS, to_standard_range
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "custom_dataset.md"
 WIDTH, HEIGHT = 20, 16
@@ -250,6 +250,19 @@ def test_reading_late_frames_does_not_decode_from_the_start(root, monkeypatch):
     assert len(numbers) < 20
 
 
+def test_frames_to_the_end_are_decoded_one_by_one(root):
+    write_file(root / "a.mp4", smooth_frames(30))
+    whole = list(VideoFile(root / "a.mp4").frames(0))
+    np.testing.assert_array_equal(whole, smooth_frames(30))
+    np.testing.assert_array_equal(list(VideoFile(root / "a.mp4").frames(27)), whole[27:])
+    cut_file = write_file(root / "b.mp4", random_frames(40), [*LOSSLESS[".mp4"], "-movflags", "+faststart"])
+    cut(cut_file, 0.6)
+    frames = VideoFile(cut_file).frames(0)
+    np.testing.assert_array_equal([next(frames) for _ in range(10)], random_frames(40)[:10])
+    with pytest.raises(UserError, match=r"b\.mp4: frame 2\d cannot be read"):
+        list(frames)
+
+
 def test_a_seek_point_that_is_none_is_no_harm(root):
     write_file(root / "a.mp4", smooth_frames(50), [*LOSSY, "-g", "20"])
     video = VideoFile(root / "a.mp4")
@@ -419,6 +432,46 @@ def test_images_of_a_phone_are_turned_upright(tmp_path):
     np.testing.assert_array_equal(next(folder.frames(0, 1)), np.rot90(stored, k=-1))
 
 
+# ---- how bright it is
+
+
+def dark_frames(seed):
+    """Random values of 12 bits in images of 16 bits."""
+    return np.random.default_rng(seed).integers(0, 4096, (6, 32, 32)).astype(np.uint16)
+
+
+def write_grey(folder, frames):
+    folder.mkdir(parents=True)
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"{number}.png")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (dark_frames, "are nearly black: the brightest value is 15 of 255; images of 16 bits that use fewer (12, say)"),
+        (lambda seed: np.full((6, 8, 8), 100 + seed, np.uint8), "are each of one value"),
+        (lambda seed: np.repeat(np.arange(64, dtype=np.uint8).reshape(1, 8, 8) * 3, 6, axis=0), "are all the same"),
+        (lambda seed: dark_frames(seed) * 16, None),
+    ],
+)
+def test_frames_that_show_nothing_are_pointed_out_before_training(root, tmp_path, capsys, make, reason):
+    for seed, split in enumerate(("train", "val", "test")):
+        write_grey(root / split / "a", make(seed))
+    generate("--root", root, "--out", tmp_path / "a.json", "--image_size", 32)
+    warning = f"warning: 6 frames {reason}" if reason else "warning"
+    assert (warning in capsys.readouterr().err) == bool(reason)
+    config = Config.load(tmp_path / "a.json")
+    for open_training_set in (image_dataset, lambda config, mode: video_dataset(config, mode, 4)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            open_training_set(config, "train")
+        said = [str(warning.message) for warning in said]
+        assert [re.sub(r"^\d+ training frames of video_folder ", "", text)[: len(reason or "")] for text in said] == (
+            [reason] if reason else []
+        )
+
+
 # ---- what is in the folder
 
 
@@ -439,6 +492,51 @@ def test_natural_order_and_what_is_left_alone(root):
     ]
     assert splits["train"]["train/f"].names == ("frame_9.PNG", "frame_10.PNG", "frame_100.PNG")
     assert (list(splits["val"]), list(splits["test"])) == (["val/b.AVI"], ["test/c.webm"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_disks_and_systems_leave_is_passed_over(root):
+    touch(root, *(f"{split}/a.mp4" for split in ("train", "val", "test")))
+    touch(root, "train/f/0.png", "train/f/1.png")
+    names = find_splits(root)
+    for folder in (root, root / "train", root / "train" / "f"):
+        touch(folder, "@eaDir/a.mp4@SynoEAStream", "@eaDir/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/b.mp4", "lost+found/c")
+        touch(folder, "System Volume Information/x", "#recycle/0.png", "._a.mp4", "Icon\r", "__MACOSX/._0.png")
+    assert find_splits(root) == names
+
+
+def test_what_is_no_video_is_passed_over_and_said(root):
+    write_parts(root)
+    before = find_splits(root)
+    touch(root, "train/clip.srt", "train/video/frame.npz", "val/a.mp4.part", "test/b.wav")
+    with pytest.warns(UserWarning) as said:
+        assert find_splits(root) == before
+    assert {str(warning.message) for warning in said} == {
+        f"{root}/{place}: {name} passed over: no video and no frame"
+        for place, name in {
+            "train": "clip.srt",
+            "train/video": "frame.npz",
+            "val": "a.mp4.part",
+            "test": "b.wav",
+        }.items()
+    }
+
+
+def test_other_kinds_of_video(root):
+    for name, options in {
+        "a.wmv": ["-c:v", "wmv2"],
+        "b.flv": ["-c:v", "flv"],
+        "c.mpg": ["-c:v", "mpeg2video"],
+        "d.m2ts": LOSSY,
+        "e.3gp": LOSSY,
+        "f.ogv": ["-c:v", "libtheora"],
+        "g.m4v": LOSSY,
+    }.items():
+        write_file(root / name, smooth_frames(12, 64, 64), [*options, "-b:v", "2M"])
+        shape, shown = read_video(root / name)
+        assert (shape.length, shape.width, shape.height) == (12, 64, 64), name
+        assert np.abs(shown - smooth_frames(12, 64, 64).astype(float)).mean() < 6, name
+    assert sum(len(part) for part in find_splits(root).values()) == 7
 
 
 @pytest.mark.parametrize("number", [3, 4, 10, 50, 1000])
@@ -486,7 +584,7 @@ def test_every_video_is_in_one_split_and_its_items_in_that_only(root):
 
 # ---- what is not legal
 
-VIDEOS = r"videos \(.mp4, .avi, .gif, .mov, .mkv, .webm\) and folders of PNG or JPEG frames"
+VIDEOS = rf"videos \({', '.join(VIDEO_ENDINGS)}\) and folders of PNG or JPEG frames"
 
 
 @pytest.mark.parametrize(
@@ -497,16 +595,23 @@ VIDEOS = r"videos \(.mp4, .avi, .gif, .mov, .mkv, .webm\) and folders of PNG or 
             ["a.mp4", "b.mp4"],
             r"ROOT: holds 2 videos; legal: at least 3, as some are for training, some for validation.*",
         ),
-        (["a.mp4", "b.wmv"], r"ROOT/b.wmv: is no video; legal: VIDEOS; what is to be left alone may lie elsewhere"),
+        (["a.mp4", "b.tif"], r"ROOT/b.tif: is no video; legal: VIDEOS; what is to be left alone may lie elsewhere"),
         (
             ["a.mp4", "0.png"],
             r"ROOT/0.png: is an image, not a video; legal: the frames of each video in its own folder",
         ),
         (["train/a.mp4", "test/a.mp4"], r"ROOT: holds test, train; legal: all of train, val \(or valid\) and test, .*"),
-        (["train/a", "val/a", "valid/a", "test/a"], r"ROOT: holds test, train, val, valid; legal: all of train, .*"),
-        (["train/a", "val/a", "test/a", "z.mp4"], r"ROOT: holds test, train, val, z.mp4; legal: .* and nothing else.*"),
-        (["train/a.mp4", "val/.a", "test/a.mp4"], r"ROOT/val: holds no videos; legal: VIDEOS"),
-        (["a/notes.txt"], r"ROOT/a: holds no frames; legal in the folder of a video: its frames, all PNG or all JPEG"),
+        (
+            ["train/a.mp4", "val/a.mp4", "valid/a.mp4", "test/a.mp4"],
+            r"ROOT: holds test, train, val, valid; legal: all of train, .*",
+        ),
+        (
+            ["train/a.mp4", "val/a.mp4", "test/a.mp4", "z.mp4"],
+            r"ROOT: holds test, train, val, z.mp4; legal: .* and nothing else.*",
+        ),
+        (["train/a.mp4", "val/.a", "test/a.mp4"], r"ROOT: holds test, train; legal: all of train, val .*"),
+        (["a/notes.txt"], r"ROOT: holds 0 videos; legal: at least 3, .*"),
+        (["a/b/0.png"], r"ROOT/a/b: is no frame; legal in the folder of a video: its frames, all PNG or all JPEG"),
         (["a/0.png", "a/1.mp4"], r"ROOT/a/1.mp4: is no frame; legal in the folder of a video: its frames, .*"),
         (["a/0.png", "a/b.png/0.png"], r"ROOT/a/b.png: is no frame; .*"),
         (["a/0.png", "a/1.jpg"], r"ROOT/a: holds 0.png and 1.jpg; legal in the folder of a video: .* all JPEG"),

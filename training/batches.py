@@ -1,40 +1,62 @@
 """Which items make the batches of training, and the running means of its losses."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
 from utils.errors import UserError
+from utils.random_state import seed_everything
+
+
+class Batch(NamedTuple):
+    """The items at `indices`: the batch of that number in its epoch, counted over all processes."""
+
+    epoch: int
+    number: int
+    indices: list
 
 
 class ShuffledBatches(Sampler):
-    """Batches epoch after epoch, each epoch shuffled by (seed, epoch) alone: the next `count` from any batch on.
+    """Batches step after step, epoch after epoch, each epoch shuffled by (seed, epoch) alone: those of the next `count`
+    steps from any step on.
 
-    An epoch's last, incomplete batch is dropped. With several processes each takes every `num_processes`-th batch.
+    A step takes `per_step` batches on each process, in turn the first one's, the second's and so on, so that the order
+    of the items does not depend on the number of processes. What is left of an epoch that makes no whole step is
+    dropped.
     """
 
-    def __init__(self, num_items, batch_size, seed, process=0, num_processes=1):
+    def __init__(self, num_items, batch_size, seed, process=0, num_processes=1, per_step=1):
         self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
-        self.process, self.num_processes = process, num_processes
-        self.num_batches = num_items // (batch_size * num_processes)  # of each process in an epoch
-        if self.num_batches == 0:
+        self.process, self.num_processes, self.per_step = process, num_processes, per_step
+        batches = num_processes * per_step
+        self.num_steps = num_items // (batch_size * batches)  # in an epoch
+        if self.num_steps == 0:
+            accumulated = f" of {per_step} batches a step (gradient_accumulation_steps)" if per_step > 1 else ""
             raise UserError(
-                f"batch_size is {batch_size} on {num_processes} process(es), but the training set has"
-                f" {num_items} items; legal: at most {num_items // num_processes}"
+                f"batch_size is {batch_size} on {num_processes} process(es){accumulated}, but the training set has"
+                f" {num_items} items; legal: at most {num_items // batches}"
             )
-        self.start_at(0, 0, self.num_batches)
+        self.start_at(0, 0, self.num_steps)
 
-    def start_at(self, epoch, batch, count):
-        """The next iteration gives `count` batches from batch number `batch` of an epoch on."""
-        self.epoch, self.batch, self.count = epoch, batch, count
+    def start_at(self, epoch, step, count):
+        """The next iteration gives the batches of `count` steps from a step of an epoch on."""
+        self.epoch, self.step, self.count = epoch, step, count
+
+    def number(self, step, i):
+        """Which batch of an epoch is the i-th of this process in a step."""
+        return (step * self.per_step + i) * self.num_processes + self.process
 
     def __iter__(self):
-        epoch, first, left = self.epoch, self.batch, self.count
+        epoch, first, left = self.epoch, self.step, self.count
         while left > 0:
             batches = self._order(epoch).split(self.batch_size)
-            for i in range(first, min(self.num_batches, first + left)):
-                yield batches[i * self.num_processes + self.process].tolist()
-            left -= max(self.num_batches - first, 0)
+            for step in range(first, min(self.num_steps, first + left)):
+                for i in range(self.per_step):
+                    number = self.number(step, i)
+                    yield Batch(epoch, number, batches[number].tolist())
+            left -= max(self.num_steps - first, 0)
             epoch, first = epoch + 1, 0
 
     def _order(self, epoch):
@@ -42,7 +64,22 @@ class ShuffledBatches(Sampler):
         return torch.randperm(self.num_items, generator=torch.Generator().manual_seed(seed))
 
     def __len__(self):
-        return self.count
+        return self.count * self.per_step
+
+
+class SeededItems(Dataset):
+    """A data set's items by the `Batch`; what they draw depends on (seed, epoch, number of the batch) alone, wherever
+    they are made."""
+
+    def __init__(self, items, seed):
+        self.items, self.seed = items, seed
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitems__(self, batch):
+        seed_everything(self.seed, "items", batch.epoch, batch.number)
+        return [self.items[i] for i in batch.indices]
 
 
 class RunningMeans:

@@ -1,27 +1,27 @@
 """The task of training DiffuseDDLP: it counts steps, on particles that were encoded before, with a moving average of
 the weights, from which samples are drawn now and then."""
 
+import math
 from contextlib import contextmanager
 from functools import cached_property, partial
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
-from tqdm import tqdm
+from accelerate.utils import gather_object
 
-from datasets.get_dataset import get_video_dataset
-from datasets.particle_cache import cached_tokens, data_fingerprint
+from datasets.episodes import scaled
+from datasets.get_dataset import check_first, get_video_dataset
+from datasets.particle_cache import AT_ONCE, cached_tokens, clip_batches, data_fingerprint
 from models import DiffuseDDLP
 from training.loop import Interval, Task
 from utils import checkpoints
 from utils.animation import Panel, generated_panel, save_animation, side_by_side
 from utils.device import make_adam
 from utils.errors import UserError
-from utils.random_state import preserve_random_state
+from utils.progress import progress_bar
 
 SAMPLES = 5  # videos that are generated at a milestone
 GRID_COLUMNS = 8  # frames of each that the figure shows
-ENCODED_AT_ONCE = 32  # clips; not the batch size, so that the particles do not depend on it
 
 
 class DiffusionTask(Task):
@@ -34,13 +34,13 @@ class DiffusionTask(Task):
 
     bar = ("loss", "grad_norm")
     graph = ({"loss": ("loss",), "gradient norm": ("grad_norm",)}, "step")
-    max_grad_norm = 1.0
 
     def __init__(self, config, ddlp_config, ddlp, accelerator, run=None):
         self.config, self.accelerator, self.run = config, accelerator, run
         self.ddlp_config, self.ddlp = ddlp_config, ddlp
         self.ema = (config.ema_decay, config.ema_update_every)
-        self.save_every = config.save_and_sample_every
+        self.save_every = config.save_every
+        self.images_per_item = config.diffuse_frames
 
     def build_model(self):
         self.diffuse_ddlp = DiffuseDDLP.from_config(self.config, self.ddlp_config, self.ddlp)
@@ -51,13 +51,11 @@ class DiffusionTask(Task):
 
     def open_data(self):
         on_the_fly = self.config.encode_on_the_fly
-        with preserve_random_state():
-            self.items = self.clips if on_the_fly else self._cached_tokens()  # clips, or their tokens
-            if self.run is None:
-                blocks = self._encode() if on_the_fly else self.items.blocks(ENCODED_AT_ONCE)
-                self.diffuse_ddlp.normalization.fit(self._with_progress_bar(blocks))
-            else:
-                self.run.load_stats(self.diffuse_ddlp.normalization, self.identity)
+        self.items = self.clips if on_the_fly else self._cached_tokens()  # clips, or their tokens
+        if self.run is None:
+            self._take_statistics()
+        else:
+            self.run.load_stats(self.diffuse_ddlp.normalization, self.identity)
         return len(self.items)
 
     def train_set(self, progress):
@@ -67,7 +65,7 @@ class DiffusionTask(Task):
     def losses(self, model, batch, progress):
         tokens = batch[0]
         if self.config.encode_on_the_fly:
-            tokens, _ = self.diffuse_ddlp.encode(tokens)
+            tokens, _ = self.diffuse_ddlp.encode(scaled(tokens))
         return {"loss": model(self.diffuse_ddlp.normalization.normalize(tokens), self.diffuse_ddlp.mask)}
 
     def kind_of_step(self, progress):
@@ -79,6 +77,9 @@ class DiffusionTask(Task):
         end = min(start + every, self.config.train_num_steps)
         return Interval(f"to step {end}", start, end)
 
+    def iterations(self, progress):
+        return self.config.train_num_steps
+
     def end(self, progress):
         done = progress.iteration >= self.config.train_num_steps
         return f"all {self.config.train_num_steps} steps are done; more: --train_num_steps" if done else None
@@ -88,25 +89,28 @@ class DiffusionTask(Task):
         if self.accelerator.is_main_process:
             config, step = self.config, progress.iteration
             seconds, horizon = self.diffuse_ddlp.ddlp_config.animation_fps, run.ddlp_config.animation_horizon
-            horizon, bar = max(horizon, config.diffuse_frames), partial(tqdm, desc="sampling", leave=False)
+            horizon, bar = max(horizon, config.diffuse_frames), partial(progress_bar, desc="sampling", leave=False)
             with diffusion_replaced(self.diffuse_ddlp, model) as generator:
                 videos = generator.sample(SAMPLES, horizon, seed=config.seed, progress=bar)
             run.save_figure(f"sample_{step}", sample_grid(videos, config.diffuse_frames))
             animation = side_by_side([generated_panel(video, config.diffuse_frames) for video in videos])
-            save_animation(animation, run.figures / f"sample_{step}_traj_anim.gif", seconds)
+            path = run.figures / f"sample_{step}_traj_anim.gif"
+            save_animation(animation, path, seconds)
+            run.track(path)
         return {}
 
     # ----------------------------------------------------------------------------- the particles of the training set
 
     @cached_property
     def clips(self):
-        """The training set's clips."""
+        """The training set's clips, uint8 where the data set can do so."""
         config = self.config
         size = self.diffuse_ddlp.ddlp_config.image_size
         try:
-            return get_video_dataset(
-                config.ds, config.ds_root, config.diffuse_frames, "train", size, cache=config.cache
-            )
+            options = {"cache": config.cache, "as_uint8": True}
+            clips = get_video_dataset(config.ds, config.ds_root, config.diffuse_frames, "train", size, **options)
+            check_first(clips, config.ds, size, config.diffuse_frames)
+            return clips
         except UserError as error:
             where = f"the training clips of ds {config.ds}, diffuse_frames {config.diffuse_frames}"
             raise UserError(f"{where}: {error}") from error
@@ -122,13 +126,25 @@ class DiffusionTask(Task):
             "clips": len(self.clips),
         }
 
-    def _encode(self):
-        """Yield the tokens of all clips, in order, on the CPU."""
-        loader = DataLoader(
-            self.clips, batch_size=ENCODED_AT_ONCE, num_workers=self.config.num_workers, generator=torch.Generator()
+    def _take_statistics(self):
+        """Fit the normalisation to the tokens of all clips; clips that are encoded for it are shared out."""
+        normalization, accelerator = self.diffuse_ddlp.normalization, self.accelerator
+        index = accelerator.process_index
+        if not self.config.encode_on_the_fly:
+            normalization.fit(self.items.blocks())
+            return
+        # Of whole batches, so that the clips in them do not depend on the number of processes.
+        batches, clips = math.ceil(len(self.clips) / AT_ONCE), range(len(self.clips))
+        first, end = (AT_ONCE * (i * batches // accelerator.num_processes) for i in (index, index + 1))
+        share = clips[first:end]
+        normalization.fit(
+            self._with_progress_bar(self._encode(share), len(share)), lambda share: gather_object([share])
         )
-        for batch in loader:
-            yield self.diffuse_ddlp.encode(batch[0].to(self.accelerator.device))[0].cpu()
+
+    def _encode(self, which):
+        """Yield the tokens of the clips `which`, in order, on the CPU."""
+        for batch in clip_batches(self.clips, which, self.config.num_workers):
+            yield self.diffuse_ddlp.encode(scaled(batch[0].to(self.accelerator.device)))[0].cpu()
 
     def _cached_tokens(self):
         """The `CachedTokens` of all clips."""
@@ -140,13 +156,14 @@ class DiffusionTask(Task):
             "data": data_fingerprint(self.clips),
         }
         root = self.config.ds_root or getattr(self.clips, "default_root", None)
-        return cached_tokens(root, self.config.ds, key, shape, self._encode)
+        processes = self.accelerator.process_index, self.accelerator.num_processes
+        return cached_tokens(root, self.config.ds, key, shape, self._encode, *processes)
 
-    def _with_progress_bar(self, blocks):
-        """The blocks of all clips' tokens, under a progress bar."""
-        with tqdm(
+    def _with_progress_bar(self, blocks, num_clips):
+        """The blocks of so many clips' tokens, under a progress bar."""
+        with progress_bar(
             desc="statistics of the particles",
-            total=len(self.clips),
+            total=num_clips,
             unit="clip",
             disable=not self.accelerator.is_main_process,
             dynamic_ncols=True,

@@ -2,34 +2,48 @@
 
 The loop knows no model: a `Task` brings the model, the data, the loss and the evaluation. Training goes in intervals
 (an epoch, or so many steps), each followed by an evaluation. What decides the next weights (weights, optimiser,
-schedule, counters, random states, sums, best scores) is saved together, so that a run that was stopped anywhere goes
-on exactly as if it had not been.
+schedule, counters, sums, best scores) is saved together, so that a run that was stopped anywhere goes on exactly as if
+it had not been. There is no random state among it: what a step draws depends on the seed, the epoch and the number of
+its batch in the epoch alone, counted over all processes. So N processes compute what one process does that accumulates
+the gradients of N batches.
 """
 
 import math
-import signal
 import time
 import warnings
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import torch
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from ema_pytorch import EMA
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from training.batches import RunningMeans, ShuffledBatches
+from datasets.loading import Loader
+from rundir.tracker import Tracker, check_tracker
+from training.batches import RunningMeans, SeededItems, ShuffledBatches
+from training.diagnosis import diagnose
 from training.graphs import GraphedSteps
+from training.interruption import Interruption, Stopped
 from utils import checkpoints
-from utils.device import autocast, check_cuda_graphs, choose_kernels, describe_device
-from utils.errors import UserError
+from utils.device import (
+    autocast,
+    check_accelerate_settings,
+    check_cuda_graphs,
+    choose_kernels,
+    describe_device,
+    memory_in_use,
+)
+from utils.errors import UserError, is_lost_process
 from utils.plotting import loss_graph
-from utils.random_state import preserve_random_state, random_state, set_random_state
+from utils.progress import progress_bar
+from utils.random_state import seed_everything, seed_of
 
 READ_INTERVAL = 20  # iterations between two reads of the losses from the device
+AGREEMENT_SECONDS = 2  # about how often several processes ask each other whether to stop
 BEST = {"val_loss": "_best", "lpips": "_best_lpips"}  # scores whose lowest value's weights are kept, and where
 
 
@@ -41,8 +55,9 @@ class TrainingError(UserError):
 
 @dataclass
 class Progress:
-    """Where training stands: finished epochs, batches done in this one, iterations in all; an epoch's batches; and
-    whether an interval is finished that is not evaluated yet."""
+    """Where training stands: finished epochs, iterations (`batch`) done in this one, iterations in all; an epoch's
+    iterations; and whether an interval is finished that is not evaluated yet. An iteration is a step of the optimiser:
+    each process's batch, or with gradient accumulation so many of them."""
 
     epoch: int = 0
     batch: int = 0
@@ -68,15 +83,14 @@ class Task(ABC):
 
     bar: the loss terms that the progress bar shows; graph: panels and horizontal axis of the figure of losses, for
     `loss_graph`; notes: lines to tell the user when training starts; save_every: iterations between two saves;
-    max_grad_norm: the gradient's norm is clipped at this; ema: decay and interval of a moving average of the weights,
-    or None.
+    images_per_item: of the data set; ema: decay and interval of a moving average of the weights, or None.
     """
 
     bar: tuple
     graph: tuple
     notes = ()
     save_every: int
-    max_grad_norm = None
+    images_per_item = 1
     ema = None
 
     @abstractmethod
@@ -112,6 +126,10 @@ class Task(ABC):
         """The current `Interval`."""
 
     @abstractmethod
+    def iterations(self, progress):
+        """How many iterations training takes in all."""
+
+    @abstractmethod
     def end(self, progress):
         """None, or once the end is reached a line that says so and how to go on."""
 
@@ -127,83 +145,97 @@ class Task(ABC):
 class TrainingLoop:
     """Trains a `Task`'s model: `TrainingLoop(task, config, accelerator, resume_command).fit(run)`.
 
-    config: of it `seed`, `batch_size`, `precision`, `tf32`, `deterministic` and `cuda_graphs` are read;
-    resume_command: what a user types, before the run directory, to go on with a run that was stopped. A run that goes
-    on needs `resume(run)` before `fit`.
+    config: of it is read what is the same for all tasks, from `seed` to `tracker`; resume_command: what a user types,
+    before the run directory, to go on with a run that was stopped. A run that goes on needs `resume(run)` before `fit`.
     """
 
     def __init__(self, task, config, accelerator, resume_command):
         self.task, self.config, self.accelerator, self.resume_command = task, config, accelerator, resume_command
         self.run = None
         self.clock = None  # when the interval's first step was done, and which it was
-        self.best, self.means, self.interruption = {}, RunningMeans(), Interruption()
+        self.best, self.means, self.interruption = {}, RunningMeans(), Interruption(config.max_minutes)
+        self.agreement_interval, self.agreed = 1, time.monotonic()
+        check_accelerate_settings(config)
+        if config.tracker:
+            check_tracker(config.tracker)
         choose_kernels(config.tf32, config.deterministic, fixed_shapes=True)
-        set_seed(config.seed, device_specific=True)
+        set_seed(config.seed)
         model = task.build_model()
+        if config.compile:
+            model.compile()  # in place: a wrapper would give the weights other names
         optimizer, decay = task.make_optimizer(model)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer.optimizer, decay)
         self.ema = None
-        if task.ema and accelerator.is_main_process:
+        if task.ema:
             beta, every = task.ema
             self.ema = EMA(self.bare_model, beta=beta, update_every=every, include_online_model=True)
-        with accelerator.main_process_first():
-            num_items = task.open_data()
+        num_items = task.open_data()  # what one process makes for all, the others wait for by file locks
         check_cuda_graphs(config, accelerator)
         self.graphed_steps = GraphedSteps(self._gradients, self.optimizer) if config.cuda_graphs else None
         processes = accelerator.process_index, accelerator.num_processes
-        self.batches = ShuffledBatches(num_items, config.batch_size, config.seed, *processes)
-        self.progress = Progress(epoch_length=self.batches.num_batches)
+        accumulated = config.gradient_accumulation_steps
+        self.batches = ShuffledBatches(num_items, config.batch_size, config.seed, *processes, accumulated)
+        self.progress = Progress(epoch_length=self.batches.num_steps)
 
     @property
     def bare_model(self):
         return self.accelerator.unwrap_model(self.model)
 
+    @property
+    def trained_model(self):
+        """What training is for, in eval mode: the model, or its moving average."""
+        return (self.bare_model if self.ema is None else self.ema.ema_model).eval()
+
     # ---------------------------------------------------------------------------------------------------- the story
 
     def fit(self, run):
-        """Train to the end, in `run`. Returns whether it got there, not stopped by a signal."""
+        """Train to the end, in `run`. Returns whether it got there, not stopped by a signal or by `max_minutes`."""
         self.run = run
         for line in (f"run directory: {run.path}", describe_device(self.accelerator, self.config), *self.task.notes):
             self._say(line)
-        progress = self.progress
+        progress, config = self.progress, self.config
+        if config.tracker and self.accelerator.is_main_process:
+            run.tracker = Tracker(config.tracker, run, self.accelerator, progress.iteration)
+        self.start = time.perf_counter(), progress.iteration
         if self.task.end(progress) is not None and not progress.evaluation_due:
             self._say(self.task.end(progress))
-        with self.interruption.watch():
-            while progress.evaluation_due or self.task.end(progress) is None:
-                if not progress.evaluation_due and not self._train(self.task.interval(progress)):
-                    self._say(f"stopped at {self._position()}; go on with: {self.resume_command} {run.path}")
-                    return False
-                self._finish_interval()
-        return True
-
-    def _train(self, interval):
-        """The rest of an interval. Returns False if a signal stopped it. Either way the state is saved at its end."""
-        progress, save_every = self.progress, self.task.save_every
-        loader = self._make_loader()
-        self.model.train()
-        self.batches.start_at(progress.epoch, progress.batch, interval.end - progress.iteration)
-        self.clock = None
-        for batch in self._with_progress_bar(loader, interval):
-            self._step(batch)
-            stop = self._stop_requested()
-            progress.evaluation_due = progress.iteration == interval.end
-            if stop or progress.iteration % save_every == 0 or progress.evaluation_due:
-                self.save_state()
-            if stop:
+        with self.interruption.watch(), self._explaining_errors():
+            try:
+                while progress.evaluation_due or self.task.end(progress) is None:
+                    if not progress.evaluation_due and not self._train(self.task.interval(progress)):
+                        raise Stopped
+                    self._finish_interval()
+            except Stopped:  # all that is needed is saved: an interval is before it is evaluated
+                self._say(f"stopped at {self._position()}; go on with: {self.resume_command} {run.path}")
                 return False
         return True
 
-    def _step(self, batch):
+    def _train(self, interval):
+        """The rest of an interval. Returns False if it was asked to stop. Either way the state is saved at its end."""
+        progress, save_every = self.progress, self.task.save_every
+        self.model.train()
+        self.batches.start_at(progress.epoch, progress.batch, interval.end - progress.iteration)
+        self.clock = None
+        with closing(self._grouped(self._make_loader())) as steps:
+            for batches in self._with_progress_bar(steps, interval):
+                self._step(batches)
+                stop = self._stop_requested()
+                progress.evaluation_due = progress.iteration == interval.end
+                if stop or progress.iteration % save_every == 0 or progress.evaluation_due:
+                    self.save_state()
+                if stop:
+                    return False
+        return True
+
+    def _step(self, batches):
+        """One iteration, with the mean gradient of the batches."""
         self.progress.enter_next_epoch_if_due()
-        batch = self._to_device(batch)
-        if self.graphed_steps:
-            losses = self.graphed_steps(self.task.kind_of_step(self.progress), batch, self.progress)
-        else:
+        if not self.graphed_steps:
             self.optimizer.zero_grad(set_to_none=True)
-            losses = self._gradients(batch, self.progress)
-        if self.task.max_grad_norm is not None:
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.task.max_grad_norm)
+        losses = mean_of([self._losses_of(batch, i) for i, batch in enumerate(batches)])
+        if self.config.grad_clip is not None:
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
             losses = {**losses, "grad_norm": norm}
         self.optimizer.step()
         if self.ema is not None:
@@ -215,12 +247,22 @@ class TrainingLoop:
         if self.progress.iteration % READ_INTERVAL == 0:
             self._read_losses()
 
+    def _losses_of(self, batch, i):
+        """The losses of a step's i-th batch; adds up the gradients, after the last batch those of all processes."""
+        progress, count = self.progress, self.config.gradient_accumulation_steps
+        batch = self._to_device(batch)
+        seed_everything(self.config.seed, "steps", progress.epoch, self.batches.number(progress.batch, i))
+        if self.graphed_steps:
+            return self.graphed_steps(self.task.kind_of_step(progress), batch, progress)
+        with nullcontext() if i == count - 1 else self.accelerator.no_sync(self.model):
+            return self._gradients(batch, progress)
+
     def _gradients(self, batch, progress):
-        """Compute the losses and all gradients; returns the losses."""
+        """Compute the losses and add up all gradients; returns the losses."""
         with autocast(self.accelerator.device, self.config.precision):
             losses = self.task.losses(self.model, batch, progress)
-        self.accelerator.backward(losses["loss"])
-        return losses
+        (losses["loss"] / self.config.gradient_accumulation_steps).backward()
+        return {name: value.detach() for name, value in losses.items()}
 
     def _finish_interval(self):
         progress = self.progress
@@ -229,7 +271,10 @@ class TrainingLoop:
         self.run.record(record)
         if self.accelerator.is_main_process:
             self.run.save_figure(f"{self.run.name}_graph", loss_graph(self.run.records(), *self.task.graph))
-        self._say(" ".join(f"{name} {value:.4g}" for name, value in record.items()))
+        self._say(" ".join(f"{name} {value:.4g}" for name, value in record.items()) + self._time_left())
+        if self.accelerator.is_main_process:
+            for line in diagnose(self.run.records(), self.config):
+                self._say(line)
         with warnings.catch_warnings():
             # Where a run goes on with an evaluation, PyTorch misses a step of the optimiser before.
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
@@ -240,10 +285,10 @@ class TrainingLoop:
         self.save_state()
 
     def _evaluate(self):
-        """Measure, draw and keep the best weights; training's random state is left as it was."""
-        model = (self.bare_model if self.ema is None else self.ema.ema_model).eval()
-        with torch.no_grad(), preserve_random_state():
-            set_seed(self.config.seed)
+        """Measure, draw and keep the best weights."""
+        model = self.trained_model
+        set_seed(self.config.seed)
+        with torch.no_grad(), self.interruption.raising():
             scores = self.task.evaluate(model, self.progress, self.run)
         for score, suffix in BEST.items():
             if scores.get(score, math.inf) < self.best.get(score, math.inf):
@@ -259,7 +304,6 @@ class TrainingLoop:
         for name, parameter in self.bare_model.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise TrainingError(f"the weights {name} are not finite at {self._position()}; {self._last_good()}")
-        random_states = gather_object([random_state()])
         self.run.save_state(
             {
                 "model": self.bare_model.state_dict(),
@@ -269,14 +313,14 @@ class TrainingLoop:
                 "progress": asdict(self.progress),
                 "means": self.means.state_dict(),
                 "best": self.best,
-                "random_states": random_states,
+                "num_processes": self.accelerator.num_processes,
             }
         )
 
     def resume(self, run):
-        """Go on from a run's saved state; from a published one, which has no random state, with the seed's.
+        """Go on from a run's saved state, or a published one, which has less in it; `UserError` where it does not fit.
 
-        Raises `UserError` where it does not fit or was trained by another number of processes.
+        On another number of processes the order of the items stays; a few, fewer than a step takes, are seen again.
         """
         self.run = run
         state = run.load_state()
@@ -284,21 +328,28 @@ class TrainingLoop:
         self._load_optimizer(state["optimizer"])
         if self.ema is not None:
             checkpoints.insert_weights(self.ema, state["ema"], f"{run.state_path} (ema)")
-        self.progress = Progress(**{"epoch_length": self.batches.num_batches, **state["progress"]})
+        self.progress = Progress(**{"epoch_length": self.batches.num_steps, **state["progress"]})
         if "epoch" not in state["progress"]:
             self.progress.epoch, self.progress.batch = divmod(self.progress.iteration, self.progress.epoch_length)
-        if state["random_states"] is None:
-            set_seed(self.config.seed, device_specific=True)
-        else:
-            processes = len(state["random_states"])
-            if processes != self.accelerator.num_processes:
-                raise UserError(f"{run.path} was trained by {processes} process(es); it can only go on with as many")
-            if state["scheduler"] is not None:
-                self.scheduler.load_state_dict(state["scheduler"])
+        if "means" in state:
+            self.scheduler.load_state_dict(state["scheduler"])
             self.means.load_state_dict(state["means"])
             self.best = state["best"]
-            set_random_state(state["random_states"][self.accelerator.process_index])
         self._say(f"resumed at {self._position()}")
+        processes = state.get("num_processes", self.accelerator.num_processes)
+        if processes != self.accelerator.num_processes:
+            self._go_on_from(processes)
+
+    def _go_on_from(self, processes):
+        """Let the progress of that number of processes count for the number of today."""
+        progress, length = self.progress, self.batches.num_steps
+        done = min(progress.batch * processes // self.accelerator.num_processes, length)
+        progress.batch = length if progress.batch == progress.epoch_length else done
+        progress.epoch_length = length
+        self._say(
+            f"with {self.accelerator.num_processes} process(es) instead of {processes}: the same order of the data, but"
+            " not to the bit what as many would give"
+        )
 
     def _load_optimizer(self, state):
         parameters = [parameter.shape for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -313,18 +364,25 @@ class TrainingLoop:
 
     def _make_loader(self):
         train_set, num_workers = self.task.train_set(self.progress)
-        return DataLoader(
-            train_set,
+        seed = seed_of(self.config.seed, "workers", self.progress.epoch, self.accelerator.process_index)
+        return Loader(
+            SeededItems(train_set, self.config.seed),
             batch_sampler=self.batches,
             num_workers=num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
-            generator=torch.Generator(),  # starting an interval draws from it, not from the model's generator
+            generator=torch.Generator().manual_seed(seed),
         )
 
-    def _with_progress_bar(self, loader, interval):
-        """The loader's batches under a progress bar."""
-        self.bar = tqdm(
-            loader,
+    def _grouped(self, loader):
+        """The loader's batches, a list of those of each step."""
+        batches = iter(loader)
+        while step := list(islice(batches, self.config.gradient_accumulation_steps)):
+            yield step
+
+    def _with_progress_bar(self, steps, interval):
+        """The steps' batches under a progress bar."""
+        self.bar = progress_bar(
+            steps,
             desc=interval.name,
             initial=self.progress.iteration - interval.start,
             total=interval.end - interval.start,
@@ -351,20 +409,39 @@ class TrainingLoop:
             self.bar.set_postfix({name: f"{means[name]:.3g}" for name in self.task.bar if name in means}, refresh=False)
 
     def _speed(self):
-        """Steps per second since the interval's first step, if there were more."""
+        """Of all processes: steps and images per second since the interval's first step, if there were more; and the
+        memory of this one, in GB."""
+        memory = {"memory_gb": memory_in_use(self.accelerator.device) / 1e9}
         if self.clock is None or self.progress.iteration == self.clock[1]:
-            return {}
+            return memory
         start, first = self.clock
-        return {"steps_per_second": (self.progress.iteration - first) / (time.perf_counter() - start)}
+        speed = (self.progress.iteration - first) / (time.perf_counter() - start)
+        batches = self.config.gradient_accumulation_steps * self.accelerator.num_processes
+        images = batches * self.config.batch_size * self.task.images_per_item
+        return {"steps_per_second": speed, "images_per_second": speed * images, **memory}
+
+    def _time_left(self):
+        """How long training takes yet, at the speed since it started or went on, evaluations included: in words."""
+        start, first = self.start
+        left = self.task.iterations(self.progress) - self.progress.iteration
+        done = self.progress.iteration - first
+        if not done or not left:
+            return ""
+        return f" time left {tqdm.format_interval((time.perf_counter() - start) / done * left)}"
 
     def _stop_requested(self):
-        """Whether any process was asked to stop; all processes agree, which they only ask each other now and then."""
+        """Whether any process was asked to stop; all agree, but ask each other only every few seconds."""
+        requested = self.interruption.requested
         if self.accelerator.num_processes == 1:
-            return self.interruption.requested
-        if self.progress.iteration % READ_INTERVAL:
+            return requested
+        if self.progress.iteration % self.agreement_interval:
             return False
-        requested = torch.tensor(float(self.interruption.requested), device=self.accelerator.device)
-        return self.accelerator.reduce(requested, reduction="sum").item() > 0
+        seconds = (time.monotonic() - self.agreed) / self.agreement_interval
+        asked = torch.tensor([float(requested), seconds], device=self.accelerator.device)
+        requests, seconds = self.accelerator.reduce(asked, reduction="mean").tolist()
+        affordable = [steps for steps in divisors(READ_INTERVAL) if steps * seconds <= AGREEMENT_SECONDS]
+        self.agreement_interval, self.agreed = max(affordable, default=1), time.monotonic()
+        return requests > 0
 
     def _say(self, line):
         """To log.txt and to the terminal."""
@@ -375,31 +452,34 @@ class TrainingLoop:
     def _position(self):
         return f"epoch {self.progress.epoch}, iteration {self.progress.iteration}"
 
+    @contextmanager
+    def _explaining_errors(self):
+        """What ends training says how to go on, on the terminal and in log.txt."""
+        try:
+            try:
+                yield
+            except torch.OutOfMemoryError as error:
+                raise UserError("the GPU's memory is full; legal: a smaller batch_size, precision bfloat16") from error
+            except RuntimeError as error:
+                if self.accelerator.num_processes == 1 or not is_lost_process(error):
+                    raise
+                raise UserError(f"another process has ended at {self._position()}") from error
+        except UserError as error:
+            text = str(error) if isinstance(error, TrainingError) else f"{error}; {self._last_good()}"
+            with suppress(UserError):  # the log cannot be written to either, perhaps for the same reason
+                self.run.log(f"error: {text}")
+            raise TrainingError(text) from error
+
     def _last_good(self):
         if not self.run.state_path.is_file():
             return "no checkpoint was saved before"
         return f"the last good checkpoint is kept; go on from it with: {self.resume_command} {self.run.path}"
 
 
-class Interruption:
-    """Notes SIGINT and SIGTERM so that the loop can save first; a second signal ends the process at once."""
+def divisors(number):
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
-    def __init__(self):
-        self.requested = False
 
-    @contextmanager
-    def watch(self):
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def note(number, frame):
-            self.requested = True
-            for each, handler in previous.items():
-                signal.signal(each, handler)
-
-        for number in previous:
-            signal.signal(number, note)
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+def mean_of(rows):
+    """The mean of dicts of scalar tensors, of which there is one at least."""
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if len(rows) > 1 else rows[0]

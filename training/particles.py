@@ -4,29 +4,27 @@ from abc import abstractmethod
 from functools import cached_property
 
 import torch
-from torch.utils.data import DataLoader
 
 from configs.schema import Config, overrides_from
 from datasets.episodes import scaled
-from datasets.get_dataset import first_frames, image_dataset, video_dataset
-from datasets.particle_cache import cached_tokens, data_fingerprint
+from datasets.get_dataset import check_first, first_frames, image_dataset, video_dataset
+from datasets.particle_cache import cached_tokens, clip_batches, data_fingerprint
 from eval.eval_gen_metrics import measure_predictions, measure_reconstructions, report, summarise
 from eval.eval_model import animate_predictions, draw_ddlp, draw_dlp, mean_elbo
 from eval.image_metrics import available_metrics
-from modules.particles import VISIBLE
 from rundir.run import MODELS, Run
 from training.command import parse_arguments, resume_command
+from training.diagnosis import training_health
 from training.loop import Interval, Task, TrainingLoop
 from utils import checkpoints
 from utils.device import make_accelerator, make_adam
 from utils.errors import UserError
 from utils.loss_functions import VGGDistance
 from utils.plotting import LOSS_PANELS
-from utils.random_state import preserve_random_state
+from utils.random_state import preserve_random_state, seed_everything
 
 FIGURE_ITEMS = 8  # training items that the figures show, at most
 ANIMATIONS = 5  # of DDLP's predictions, per evaluation
-ENCODED_AT_ONCE = 32  # clips; not the batch size, so that the particles do not depend on it
 
 # ------------------------------------------------------------------------------------- stages, from the progress alone
 
@@ -48,16 +46,6 @@ def dynamic_discount(progress, config, device=None):
     return weights.clamp(max=1.0)[: max(horizon - config.num_static_frames + 1, 0)]
 
 
-def training_health(output):
-    """What tells a healthy run from a sick one: particles visible per image, mean Beta a and b, mean glimpse scale."""
-    return {
-        "visible": (output["obj_on"] > VISIBLE).float().sum(-1).mean(),
-        "beta_a": output["obj_on_a"].mean(),
-        "beta_b": output["obj_on_b"].mean(),
-        "scale": torch.sigmoid(output["z_scale"]).mean(),
-    }
-
-
 # ----------------------------------------------------------------------------------------------------------- the tasks
 
 
@@ -73,7 +61,9 @@ class ParticleTask(Task):
 
     def __init__(self, config, accelerator):
         self.config, self.accelerator = config, accelerator
-        self.save_every = config.checkpoint_freq
+        self.save_every = config.save_every
+        self.ema = None if config.ema is None else (config.ema, 1)
+        self.images_per_item = config.timestep_horizon + 1 if self.kind == "ddlp" or config.use_tracking else 1
         metrics = config.metrics if config.eval_im_metrics else ()
         recon_loss_func = None
         if config.recon_loss_type == "vgg":
@@ -124,6 +114,9 @@ class ParticleTask(Task):
     def interval(self, progress):
         start = progress.iteration - progress.batch
         return Interval(f"epoch {progress.epoch}", start, start + progress.epoch_length)
+
+    def iterations(self, progress):
+        return progress.iteration + (self.config.num_epochs - progress.epoch) * progress.epoch_length - progress.batch
 
     def end(self, progress):
         done = progress.epoch >= self.config.num_epochs
@@ -180,17 +173,22 @@ class DLPTask(ParticleTask):
     kind = "dlp"
 
     def open_training_set(self):
-        return image_dataset(self.config, "train", as_uint8=True)
+        return self._open("train")
 
     def open_validation_set(self):
-        return image_dataset(self.config, "val", as_uint8=True)
+        return self._open("val")
+
+    def _open(self, mode):
+        config, images = self.config, image_dataset(self.config, mode, as_uint8=True)
+        check_first(images, config.ds, config.image_size, config.timestep_horizon + 1 if config.use_tracking else None)
+        return images
 
     def losses(self, model, batch, progress):
         x = scaled(batch[0])
         stage = training_stage(progress.epoch, self.config.warmup_epoch)
         output = model(x, train_enc_prior=self.config.train_enc_prior, alpha_masks=False, **stage)
         losses = self.model.calc_elbo(x, output, **self.elbo_options, **stage)
-        return {**losses, **training_health(output)}
+        return {**losses, **training_health(x, output)}
 
     def measure(self, model):
         config = self.config
@@ -209,11 +207,15 @@ class DDLPTask(ParticleTask):
     bar = (*ParticleTask.bar, "kl_dyn")
 
     def open_training_set(self):
-        return video_dataset(self.config, "train", self.config.timestep_horizon + 1, as_uint8=True)
+        config, num_frames = self.config, self.config.timestep_horizon + 1
+        clips = video_dataset(config, "train", num_frames, as_uint8=True)
+        check_first(clips, config.ds, config.image_size, num_frames)
+        return clips
 
     def open_validation_set(self):
         needed = max(self.config.animation_horizon, self.config.timestep_horizon + 1)
         videos = video_dataset(self.config, "val", needed, as_uint8=True)
+        check_first(videos, self.config.ds, self.config.image_size, num_frames=1)
         first_frames(videos[0], needed)  # raises where an episode is too short
         return videos
 
@@ -246,7 +248,7 @@ class DDLPTask(ParticleTask):
             losses = self.model.calc_elbo(x, output, **options, **self.elbo_options, **stage)
         else:
             losses = self.model.calc_elbo_static(x, output, **self.elbo_options, **stage)
-        return {**losses, **training_health(output)}
+        return {**losses, **training_health(x, output)}
 
     def kind_of_step(self, progress):
         with_dynamics, alone = progress.epoch >= self.config.start_dyn_epoch, self._trains_dynamics_alone(progress)
@@ -290,17 +292,15 @@ class DDLPTask(ParticleTask):
             "seed": config.seed,
             "data": data_fingerprint(clips),
         }
-        return cached_tokens(config.root, config.ds, key, shape, self._encode)
+        processes = self.accelerator.process_index, self.accelerator.num_processes
+        return cached_tokens(config.root, config.ds, key, shape, self._encode, *processes)
 
-    def _encode(self):
-        """Yield the posteriors of all training clips, packed, in order, on the CPU; always the same."""
+    def _encode(self, which):
+        """Yield the posteriors of the training clips `which`, packed, in order, on the CPU; always the same."""
         config = self.config
-        loader = DataLoader(
-            self.training_items, ENCODED_AT_ONCE, num_workers=config.num_workers, generator=torch.Generator()
-        )
-        with torch.no_grad(), preserve_random_state():
-            torch.manual_seed(config.seed)
-            for batch in loader:
+        seed_everything(config.seed, "particles", which[0])
+        with torch.no_grad():
+            for batch in clip_batches(self.training_items, which, config.num_workers):
                 clips = scaled(batch[0].to(self.accelerator.device))
                 yield self.model.encode_posterior(clips, config.num_static_frames).pack().cpu()
 
@@ -347,6 +347,7 @@ class DDLPTask(ParticleTask):
             animate_predictions(
                 model, self.validation_items, range(count), paths, config.animation_horizon, seen, seconds
             )
+            run.track(paths[0])
         return scores
 
     def draw(self, model, x):
@@ -379,7 +380,7 @@ def train(task_class, config, run_path=None):
             checkpoints.load_weights(loop.bare_model, config.pretrained_path)
         run = Run.create(config, task.kind, accelerator)
     loop.fit(run)
-    return loop.bare_model.eval()
+    return loop.trained_model
 
 
 def train_command(task_class, description, arguments=None):

@@ -2,41 +2,59 @@
 
 import atexit
 import os
+from datetime import timedelta
 
+import psutil
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from utils.errors import UserError
 from utils.legal import DEVICE, check, illegal
 
 PRECISIONS = ("float32", "bfloat16")
-# What accelerate's own configuration or environment may set, and the value that leaves it alone.
-REFUSED_SETTINGS = {
-    "ACCELERATE_MIXED_PRECISION": ("mixed_precision", "no", "--precision bfloat16"),
-    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("gradient_accumulation_steps", "1", "a larger --batch_size"),
-    "ACCELERATE_DYNAMO_BACKEND": ("dynamo_backend", "no", "a configuration without it"),
-}
+# How long a process waits for another one that lives: while the main process draws samples and figures, say. One that
+# is gone is noticed at once.
+PATIENCE = timedelta(hours=1)
 
 
 def make_accelerator(device, unused_parameters=False):
     """The `Accelerator` of this process.
 
     device: "cpu", "cuda" (where there is none: the CPU) or "cuda:N"; unused_parameters: whether a step may leave
-    parameters that require a gradient without one. Raises `UserError` for a GPU that is not there, and for a setting of
-    accelerate's own that training does not follow.
+    parameters that require a gradient without one. Raises `UserError` for a GPU that is not there.
     """
-    for variable, (name, legal, instead) in REFUSED_SETTINGS.items():
-        value = os.environ.get(variable, legal).lower()
-        if value != legal:
-            raise UserError(f"accelerate's {name} is {value}; legal: {legal} (instead: {instead})")
     device = check_device(device)
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)
     unused = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
     # Where there is no CUDA the CPU is meant, not an accelerator of another make.
-    accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
+    # What accelerate is told elsewhere (`check_accelerate_settings`) is done by the loop.
+    handlers = [unused, InitProcessGroupKwargs(timeout=PATIENCE)]
+    options = {"mixed_precision": "no", "dynamo_backend": "no", "kwargs_handlers": handlers}
+    accelerator = Accelerator(cpu=device == "cpu", **options)
     atexit.register(accelerator.end_training)  # not before: one process may train several times
     return accelerator
+
+
+def check_accelerate_settings(config):
+    """`UserError` where accelerate's own configuration or environment asks for what the run's configuration does not.
+
+    config: a `Config` or `DiffuseConfig`.
+    """
+    steps = config.gradient_accumulation_steps
+    settings = {
+        "mixed_precision": ("no", {"float32": "no", "bfloat16": "bf16"}[config.precision], "--precision bfloat16"),
+        "gradient_accumulation_steps": ("1", str(steps), "--gradient_accumulation_steps N"),
+        "dynamo_backend": ("no", "inductor" if config.compile else "no", "--compile true"),
+        "use_fsdp": ("false", "false", "distributed_type MULTI_GPU or MULTI_CPU"),
+        "use_deepspeed": ("false", "false", "distributed_type MULTI_GPU or MULTI_CPU"),
+        "use_megatron_lm": ("false", "false", "distributed_type MULTI_GPU or MULTI_CPU"),
+    }
+    for name, (neutral, ours, instead) in settings.items():
+        value = os.environ.get(f"ACCELERATE_{name.upper()}", neutral).lower()
+        if value not in (neutral, ours):
+            legal = " or ".join(dict.fromkeys((neutral, ours)))
+            raise UserError(f"accelerate's {name} is {value}; legal: {legal} (instead: {instead})")
 
 
 def add_device_arguments(parser):
@@ -93,6 +111,11 @@ def describe_device(accelerator, config):
     return ", ".join(words)
 
 
+def memory_in_use(device):
+    """Bytes: of a GPU the most that was allocated so far, elsewhere those of this process."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+
+
 def autocast(device, precision):
     """A context in which the operations that are safe in it run in `precision`, one of `PRECISIONS`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
@@ -105,6 +128,8 @@ def make_adam(parameters, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
 
 def check_cuda_graphs(config, accelerator):
     """`UserError` where `cuda_graphs` is asked for and cannot be had."""
-    if config.cuda_graphs and (accelerator.device.type != "cuda" or accelerator.num_processes > 1):
+    on_one_gpu = accelerator.device.type == "cuda" and accelerator.num_processes == 1
+    if config.cuda_graphs and not (on_one_gpu and config.gradient_accumulation_steps == 1):
         place = f"{accelerator.num_processes} process(es) on {accelerator.device.type}"
-        raise illegal("cuda_graphs", True, f"false with {place}; true with one process on a GPU")
+        legal = f"false with {place}; true with one process on a GPU and gradient_accumulation_steps 1"
+        raise illegal("cuda_graphs", True, legal)

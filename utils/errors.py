@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from io import TextIOWrapper
 
 
 class UserError(ValueError):
@@ -11,8 +12,20 @@ class UserError(ValueError):
     exit_status = 2
 
 
+# What the errors of operations on several processes say where one of these is gone, or does not answer any more.
+_LOST = ("closed by peer", "reset by peer", "Broken pipe", "Timed out waiting", "NCCL", "failed to connect")
+
+
+def is_lost_process(error):
+    """Whether an error says that another process of the same training has ended."""
+    return type(error).__name__.startswith("Dist") or any(words in str(error) for words in _LOST)
+
+
 def run_command(main):
-    """Call ``main()``; a `UserError` becomes one line on stderr and its exit status, a warning to the user one line."""
+    """Call ``main()``; a `UserError` becomes one line on stderr and its exit status, a warning to the user one line.
+    What the output's encoding lacks, such as bytes of file names that are no text, is printed as escapes."""
+    if isinstance(sys.stdout, TextIOWrapper):  # a notebook's is another
+        sys.stdout.reconfigure(errors="backslashreplace")
     show_other = warnings.showwarning
 
     def show(message, category, *place, **options):
@@ -29,5 +42,10 @@ def run_command(main):
         text = str(error).rstrip().rpartition(f"{type(error).__name__}: ")[2]
         print(f"error: {text}", file=sys.stderr)
         sys.exit(error.exit_status)
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        print("error: another process of this training has ended", file=sys.stderr)
+        sys.exit(1)
     finally:
         warnings.showwarning = show_other

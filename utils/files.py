@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import secrets
+import shutil
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -17,6 +18,11 @@ from filelock import FileLock, Timeout
 
 from utils.errors import UserError
 
+# What systems, disks and network drives leave in folders, beside what is hidden by a dot.
+_CLUTTER = (
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "#recycle", "@recycle"),
+    *("$recycle.bin", "system volume information", "lost+found"),
+)
 ABANDONED = 3600  # seconds after which a temporary file of another machine that nobody writes to is given up
 
 
@@ -86,10 +92,23 @@ def _is_running(process):
 def _machine():
     """A short name of what a process number is unique in: a container or machine since it was started."""
     try:
-        place = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+        place = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8") + os.readlink("/proc/self/ns/pid")
     except OSError:  # not Linux
         place = platform.node()
     return hashlib.sha256(place.encode()).hexdigest()[:8]
+
+
+def link_or_copy(path, other):
+    """Give a file that will not be written to any more another name, or a copy where its file system has no links."""
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
+
+
+def is_clutter(name):
+    """Whether a file or folder of that name is none that a person put there."""
+    return name.startswith(".") or name.lower() in _CLUTTER
 
 
 def make_folder(path):
@@ -140,7 +159,7 @@ def read_json(path):
 def write_json(path, values):
     """Write a dict as an indented JSON file, atomically."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def available_cores():

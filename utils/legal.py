@@ -3,6 +3,7 @@
 import json
 import math
 import numbers
+import os
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, field
@@ -82,18 +83,22 @@ SEED = Legal("from 0 to 2^32 - 1", lambda value: 0 <= value < 2**32)
 # ------------------------------------------------------------------------------------------------ keys of dataclasses
 
 
-def key(default, meaning, legal=ANY, resumable=False):
+def key(default, meaning, legal=ANY, resumable=False, is_path=False):
     """A dataclass's field with its default (MISSING: it must be given), its meaning in words and its legal values.
 
-    resumable: whether it may change when a run goes on, as it decides no number but where training ends.
+    resumable: whether it may change when a run goes on, as it decides no number but where training ends; is_path:
+    whether it names a file or folder, in which ~ and variables of the environment are expanded.
     """
-    return field(default=default, metadata={"meaning": meaning, "legal": legal, "resumable": resumable})
+    metadata = {"meaning": meaning, "legal": legal, "resumable": resumable, "is_path": is_path}
+    return field(default=default, metadata=metadata)
 
 
 def check_key(entry, value):
     """``value`` as the type of the key ``entry``, or `UserError`. Lists serve as tuples, integers as floats."""
     try:
         value = _convert(value, entry.type)
+        if value is not None and entry.metadata["is_path"]:
+            value = os.path.expanduser(os.path.expandvars(value))
         is_legal = value is None or entry.metadata["legal"].test(value)
     except (TypeError, OverflowError):  # another type, or an integer too large for a float
         is_legal = False

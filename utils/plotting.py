@@ -418,15 +418,37 @@ def figure_grid(images, output, topk, iou_thresh, kp_range=(-1, 1), columns=8):
     Returns:
         float32 [3, h, w], white between the images, the rows' names at the left.
     """
-    from torchvision.utils import make_grid
+    return labelled_grid(figure_rows(images, output, topk, iou_thresh, kp_range, columns))
 
-    rows = figure_rows(images, output, topk, iou_thresh, kp_range, columns)
-    padding = 2
-    grid = make_grid(torch.cat(list(rows.values())), nrow=len(rows["ground truth"]), padding=padding, pad_value=1.0)
-    height = rows["ground truth"].shape[-2]
+
+def labelled_grid(rows, titles=()):
+    """Rows of images in one picture, each with its name at the left.
+
+    Args:
+        rows: dict of a row's name -> its images [n, 3, H, W], or [n, 1, H, W] for greys, in 0..1; all rows have the
+            same n, H and W. Images smaller than `LEGIBLE_SIDE` are enlarged by a whole factor.
+        titles: n strings to write above the columns, ASCII, or none.
+
+    Returns:
+        float32 [3, h, w], white between the images.
+
+    Raises:
+        ValueError: there are titles, but not one per column.
+    """
+    images = torch.cat([images_on_cpu(row).expand(-1, 3, -1, -1) for row in rows.values()])
+    images = enlarge(images, zoom_factor(images, LEGIBLE_SIDE))
+    count, (height, width), padding = len(images) // len(rows), images.shape[-2:], 2
+    if titles and len(titles) != count:
+        raise ValueError(f"{len(titles)} titles for {count} columns; legal: one per column")
+    tiles = F.pad(images, (padding, 0, padding, 0), value=1.0).unflatten(0, (len(rows), count))
+    grid = F.pad(tiles.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2), (0, padding, 0, padding), value=1.0)
     margin = torch.cat([_row_label(name, height + padding) for name in rows], dim=-2)
     margin = F.pad(margin, (0, 0, padding, 0), value=1.0)
-    return torch.cat([margin, grid], dim=-1)
+    picture = torch.cat([margin, grid], dim=-1)
+    if not titles:
+        return picture
+    heading = torch.cat([_label(title, width + padding, scale=0.5) for title in titles], dim=-1)
+    return torch.cat([F.pad(heading, (picture.shape[-1] - heading.shape[-1], 0), value=1.0), picture], dim=-2)
 
 
 def save_image(tensor, path):

@@ -1,4 +1,4 @@
-"""The state of this process's random number generators: read, restored, left as it was."""
+"""The random number generators of this process: seeded by a place in training, and left as they were."""
 
 import random
 from contextlib import contextmanager
@@ -6,36 +6,33 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-
-def random_state():
-    """The state of all random number generators of this process, as tensors and plain values."""
-    numpy_state = np.random.get_state(legacy=False)
-    keys = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
-    return {
-        "python": random.getstate(),
-        "numpy": {**numpy_state, "state": {**numpy_state["state"], "key": keys}},
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+_USES = ("items", "workers", "steps", "particles")  # each has random numbers of its own
 
 
-def set_random_state(state):
-    """Restore what `random_state` returned."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    numpy_state = state["numpy"]
-    keys = numpy_state["state"]["key"].numpy().astype(np.uint32)
-    np.random.set_state({**numpy_state, "state": {**numpy_state["state"], "key": keys}})
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+def seed_of(seed, use, *place):
+    """The seed, from 0 to 2^63 - 1, of what is drawn for a `use` at a place, which is integers, in a run of `seed`."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(_USES.index(use), *place))
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def seed_everything(seed, use, *place):
+    """Seed Python's, numpy's and torch's generators, on the CPU and the GPU in use, with `seed_of`."""
+    value = seed_of(seed, use, *place)
+    random.seed(value)
+    np.random.seed(value % 2**32)
+    torch.default_generator.manual_seed(value)  # `torch.manual_seed` looks for all kinds of devices first, at each step
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(value)
 
 
 @contextmanager
 def preserve_random_state():
     """Undo what the block does to the random number generators."""
-    state = random_state()
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     try:
-        yield
+        with torch.random.fork_rng(devices):
+            yield
     finally:
-        set_random_state(state)
+        random.setstate(python)
+        np.random.set_state(numpy)
