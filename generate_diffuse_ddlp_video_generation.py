@@ -19,6 +19,7 @@ from utils.device import add_device_arguments, device_of
 from utils.errors import UserError, run_command
 from utils.files import make_folder
 from utils.plotting import save_image
+from utils.progress import progress_bar
 
 IMAGE_TIMES = (1, 10, 15, 20, 30, 40)
 
@@ -65,7 +66,7 @@ def main(arguments=None):
         sampler=args.sampler,
         steps=steps,
         seed=args.seed,
-        progress=partial(tqdm, desc="denoising", dynamic_ncols=True),
+        progress=partial(progress_bar, desc="denoising", dynamic_ncols=True),
     )
     write = write_images if args.image else partial(write_animations, suffix=args.format or "gif")
     write(run, model.ddlp, batches(first, args.batch_size), horizon)
@@ -73,7 +74,7 @@ def main(arguments=None):
 
 def batches(particles, batch_size):
     """`Particles` [n, ...] as batches, under a progress bar: the number of the first video, and the batch."""
-    with tqdm(total=len(particles.z), desc="videos", dynamic_ncols=True) as bar:
+    with progress_bar(total=len(particles.z), desc="videos", dynamic_ncols=True) as bar:
         for start in range(0, len(particles.z), batch_size):
             batch = particles.map(lambda x, start=start: x[start : start + batch_size])
             yield start, batch

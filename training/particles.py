@@ -7,7 +7,7 @@ import torch
 
 from configs.schema import Config, overrides_from
 from datasets.episodes import scaled
-from datasets.get_dataset import first_frames, image_dataset, video_dataset
+from datasets.get_dataset import check_first, first_frames, image_dataset, video_dataset
 from datasets.particle_cache import cached_tokens, clip_batches, data_fingerprint
 from eval.eval_gen_metrics import measure_predictions, measure_reconstructions, report, summarise
 from eval.eval_model import animate_predictions, draw_ddlp, draw_dlp, mean_elbo
@@ -61,7 +61,7 @@ class ParticleTask(Task):
 
     def __init__(self, config, accelerator):
         self.config, self.accelerator = config, accelerator
-        self.save_every = config.checkpoint_freq
+        self.save_every = config.save_every
         self.ema = None if config.ema is None else (config.ema, 1)
         self.images_per_item = config.timestep_horizon + 1 if self.kind == "ddlp" or config.use_tracking else 1
         metrics = config.metrics if config.eval_im_metrics else ()
@@ -173,10 +173,15 @@ class DLPTask(ParticleTask):
     kind = "dlp"
 
     def open_training_set(self):
-        return image_dataset(self.config, "train", as_uint8=True)
+        return self._open("train")
 
     def open_validation_set(self):
-        return image_dataset(self.config, "val", as_uint8=True)
+        return self._open("val")
+
+    def _open(self, mode):
+        config, images = self.config, image_dataset(self.config, mode, as_uint8=True)
+        check_first(images, config.ds, config.image_size, config.timestep_horizon + 1 if config.use_tracking else None)
+        return images
 
     def losses(self, model, batch, progress):
         x = scaled(batch[0])
@@ -202,11 +207,15 @@ class DDLPTask(ParticleTask):
     bar = (*ParticleTask.bar, "kl_dyn")
 
     def open_training_set(self):
-        return video_dataset(self.config, "train", self.config.timestep_horizon + 1, as_uint8=True)
+        config, num_frames = self.config, self.config.timestep_horizon + 1
+        clips = video_dataset(config, "train", num_frames, as_uint8=True)
+        check_first(clips, config.ds, config.image_size, num_frames)
+        return clips
 
     def open_validation_set(self):
         needed = max(self.config.animation_horizon, self.config.timestep_horizon + 1)
         videos = video_dataset(self.config, "val", needed, as_uint8=True)
+        check_first(videos, self.config.ds, self.config.image_size, num_frames=1)
         first_frames(videos[0], needed)  # raises where an episode is too short
         return videos
 
