@@ -292,12 +292,12 @@ def test_where_training_diverged_the_learning_rate_may_change(tmp_path, config, 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, config, uninterrupted, monkeypatch):
     def on_a_small_disk():
-        mount("tmpfs", tmp_path, "size=64m")
+        mount("tmpfs", tmp_path, "size=256m")
 
         def fill():
             with suppress(OSError), open(tmp_path / "filler", "wb", buffering=0) as file:
-                while True:
-                    file.write(bytes(1000))
+                while file.write(bytes(1 << 20)):
+                    pass
 
         before(monkeypatch, "_step", 4, fill)
         with pytest.raises(TrainingError) as error:
