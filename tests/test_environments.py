@@ -6,10 +6,13 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tests.balls import ROOT
 from tests.test_imports import FILES
+from utils.animation import save_animation
+from utils.errors import UserError
 
 OURS = ("configs", "datasets", "eval", "models", "modules", "rundir", "training", "utils")
 
@@ -91,3 +94,12 @@ from utils.files import available_cores
 assert available_cores() >= 1
 """
     python("-c", code, PYTHONPATH=str(ROOT))
+
+
+def test_an_mp4_without_ffmpeg_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "gone"))
+    frames = np.zeros((2, 32, 32, 3), np.uint8)
+    with pytest.raises(UserError, match=r"^an MP4 needs ffmpeg; legal: pip install imageio-ffmpeg, .* or \.gif$"):
+        save_animation(frames, tmp_path / "a.mp4", 0.1)
+    save_animation(frames, tmp_path / "a.gif", 0.1)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]
