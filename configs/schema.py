@@ -166,6 +166,11 @@ class BaseConfig:
                 raise illegal(name, changes[name], reason)
         return self.replace("command line", **changes)
 
+    def fixed_keys(self):
+        """The names of the keys that decide what a run's numbers are, which stay as they are when it goes on."""
+        keys = self.keys().items()
+        return [name for name, entry in keys if not (entry.metadata["resumable"] or entry.metadata["is_path"])]
+
     def to_dict(self):
         """Key to value in the files' order, lists for tuples: what `from_dict` and JSON take."""
         values = {name: getattr(self, name) for name in self.keys()}

@@ -315,7 +315,7 @@ class TrainingLoop:
                 "best": self.best,
                 "num_processes": self.accelerator.num_processes,
                 "kind": self.run.kind,
-                "config": {**self.run.config.to_dict(), "lr": self.config.lr},
+                "config": {name: getattr(self.config, name) for name in self.config.fixed_keys()},
                 "items": self.batches.num_items,
             }
         )
@@ -364,13 +364,11 @@ class TrainingLoop:
         path, config = run.opened_state or run.state_path, run.config
         if state.get("kind", run.kind) != run.kind:
             raise UserError(f"{path}: saved by a run of kind {state['kind']}; legal: one of kind {run.kind}")
-        saved = config if "config" not in state else type(config).from_dict(state["config"], where=str(path))
-        fixed = [name for name, entry in config.keys().items() if not entry.metadata["resumable"]]
-        fixed = [name for name in fixed if not config.keys()[name].metadata["is_path"] and name not in run.may_change]
+        saved = state.get("config", {})
         differ = [
-            f"{name} is {getattr(saved, name)} there, {getattr(config, name)} in {run.config_file}"
-            for name in fixed
-            if getattr(saved, name) != getattr(config, name)
+            f"{name} is {saved[name]} there, {getattr(config, name)} in {run.config_file}"
+            for name in config.fixed_keys()
+            if saved.get(name, getattr(config, name)) != getattr(config, name) and name not in run.may_change
         ]
         if differ:
             raise UserError(f"{path}: saved with another configuration: {', '.join(differ)}; legal: the same")
@@ -380,7 +378,7 @@ class TrainingLoop:
                 f"{path}: the training set had {items} items, it has {self.batches.num_items} now; legal: the same"
                 " data, or a new run that starts from these weights (load_model, pretrained_path)"
             )
-        return saved.lr
+        return saved.get("lr", config.lr)
 
     def _change_rate(self, before):
         """Go on with the configuration's learning rate instead of that before, after as many decays."""
