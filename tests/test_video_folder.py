@@ -459,7 +459,7 @@ def test_frames_that_show_nothing_are_pointed_out_before_training(root, tmp_path
     for seed, split in enumerate(("train", "val", "test")):
         write_grey(root / split / "a", make(seed))
     generate("--root", root, "--out", tmp_path / "a.json", "--image_size", 32)
-    warning = f"warning: 6 frames {reason}" if reason else "warning"
+    warning = f"warning: {root}/train/a (and 2 more): frames {reason}" if reason else "warning"
     assert (warning in capsys.readouterr().err) == bool(reason)
     config = Config.load(tmp_path / "a.json")
     for open_training_set in (image_dataset, lambda config, mode: video_dataset(config, mode, 4)):
