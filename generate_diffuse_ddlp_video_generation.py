@@ -6,11 +6,15 @@ Writes RUN_DIR/figures/{i}_traj_anim.gif or, with --image, RUN_DIR/figures/{i}_f
 """
 
 import argparse
+import sys
 import warnings
 from functools import partial
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from modules.diffusion_modules import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS, sampling_steps
 from rundir.diffusion_run import DiffusionRun

@@ -10,8 +10,11 @@ folders of frames in `--assets`. docs/gui.md explains the window.
 """
 
 import argparse
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from utils.device import add_device_arguments, device_of
 from utils.errors import UserError, run_command

@@ -16,10 +16,13 @@ From Python: `what_if(model, video, [Edit("move", (2,), (0.1, -0.2))], horizon=6
 """
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from datasets.examples import read_clip
 from datasets.get_dataset import first_frames, image_dataset, video_dataset

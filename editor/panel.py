@@ -4,6 +4,7 @@ import tkinter as tk
 from tkinter import ttk
 
 import cv2
+import torch
 from ttkwidgets import TickScale
 
 from editor.pictures import hex_colors, over_checkers, ppm
@@ -112,6 +113,8 @@ class ParticlePanel(ttk.Frame):
 
     def show_glimpses(self, glimpses):
         """Show the decoded glimpses [K, 4, g, g] of all particles (None: of none)."""
+        if glimpses is not None and self.glimpses is not None and torch.equal(glimpses, self.glimpses):
+            return  # as while a particle is dragged
         self.glimpses = glimpses
         self.show_glimpse()
         self.gallery.delete("all")

@@ -110,3 +110,5 @@ class Player(tk.Toplevel):
         if self._timer is not None:
             self.after_cancel(self._timer)
         super().destroy()
+        # Pictures and variables are deleted here, in the window's thread, not by whatever thread collects garbage next.
+        self._screens, self.shows_particles = [], None

@@ -842,6 +842,7 @@ class EditorWindow(ThemedTk):
             self.destroy()
 
     def destroy(self):
+        self.withdraw()  # what is running may take a moment to stop
         self.after_cancel(self._timer)
         self._stop_animation()
         self._end_gesture_timer()

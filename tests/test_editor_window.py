@@ -1,8 +1,11 @@
 """The editor as a person uses it: a real window, with mouse and key events, on a virtual screen."""
 
+import gc
+import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import imageio.v3 as iio
@@ -549,6 +552,22 @@ def test_space_plays_both_to_the_end(at_video):
     assert window.player is not player and window.player.winfo_exists()  # nothing had to be predicted again
 
 
+def test_no_other_thread_deletes_what_belongs_to_the_window(at_video, monkeypatch):
+    window, refused = at_video.window, []
+    monkeypatch.setattr(sys, "unraisablehook", refused.append)
+    window.play_button.invoke()
+    at_video.see(lambda: window.player is not None)
+    window.player.destroy()
+    window.player = None
+    window.show_help()
+    window.help_window.destroy()
+    window.help_window = None
+    collector = threading.Thread(target=gc.collect)
+    collector.start()
+    collector.join()
+    assert refused == []
+
+
 def test_what_takes_long_is_cancelled(at_video, monkeypatch):
     from editor import window as module
 
@@ -776,8 +795,6 @@ def test_a_file_that_cannot_be_written_is_named(at_video, tmp_path, monkeypatch)
 
 
 def start_editor(*arguments, **environment):
-    import os
-
     command = [sys.executable, str(ROOT / "interactive_gui.py"), "--cpu", *map(str, arguments)]
     return subprocess.Popen(
         command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
