@@ -2,11 +2,14 @@
 from nothing: ``make demo``. Writes a page of pictures and numbers, demo_output/index.html."""
 
 import argparse
+import sys
 import time
 from html import escape
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from datasets.examples import Examples
 from eval.eval_gen_metrics import BASELINES, LABELS, measure_predictions, measure_reconstructions

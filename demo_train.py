@@ -2,9 +2,13 @@
 ``make demo-train``."""
 
 import argparse
+import sys
 import time
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from configs.schema import Config, add_override_arguments, overrides_from
 from datasets import balls_preparation

@@ -5,6 +5,10 @@ Writes RUN_DIR/animations/e0_traj_anim_{i}.gif: ground truth left, prediction ri
 """
 
 import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from eval.eval_model import animate_trajectory_ddlp
 from rundir.prediction import add_prediction_arguments, open_prediction

@@ -6,11 +6,15 @@ Writes RUN_DIR/figures/{i}_traj_anim.gif or, with --image, RUN_DIR/figures/{i}_f
 """
 
 import argparse
+import sys
 import warnings
 from functools import partial
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from modules.diffusion_modules import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS, sampling_steps
 from rundir.diffusion_run import DiffusionRun
@@ -19,6 +23,7 @@ from utils.device import add_device_arguments, device_of
 from utils.errors import UserError, run_command
 from utils.files import make_folder
 from utils.plotting import save_image
+from utils.progress import progress_bar
 
 IMAGE_TIMES = (1, 10, 15, 20, 30, 40)
 
@@ -65,7 +70,7 @@ def main(arguments=None):
         sampler=args.sampler,
         steps=steps,
         seed=args.seed,
-        progress=partial(tqdm, desc="denoising", dynamic_ncols=True),
+        progress=partial(progress_bar, desc="denoising", dynamic_ncols=True),
     )
     write = write_images if args.image else partial(write_animations, suffix=args.format or "gif")
     write(run, model.ddlp, batches(first, args.batch_size), horizon)
@@ -73,7 +78,7 @@ def main(arguments=None):
 
 def batches(particles, batch_size):
     """`Particles` [n, ...] as batches, under a progress bar: the number of the first video, and the batch."""
-    with tqdm(total=len(particles.z), desc="videos", dynamic_ncols=True) as bar:
+    with progress_bar(total=len(particles.z), desc="videos", dynamic_ncols=True) as bar:
         for start in range(0, len(particles.z), batch_size):
             batch = particles.map(lambda x, start=start: x[start : start + batch_size])
             yield start, batch

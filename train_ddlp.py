@@ -1,5 +1,10 @@
 """Train DDLP on videos: ``python train_ddlp.py -d balls``, ``python train_ddlp.py --help``."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 from configs.schema import Config
 from training.particles import DDLPTask, train, train_command
 from utils.errors import run_command

@@ -4,6 +4,11 @@
 `train_ddlp.py` runs on any number of processes; this is its published name for several.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 from train_ddlp import main, train_ddlp
 from utils.errors import run_command
 

@@ -3,7 +3,10 @@
 ``accelerate launch --config_file ./accel_conf.yml train_diffuse_ddlp.py -c diffuse_ddlp.json``.
 """
 
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from configs.schema import DiffuseConfig, overrides_from
 from models import ObjectDynamicsDLP

@@ -1,5 +1,10 @@
 """Train DLPv2 on images: ``python train_dlp.py -d shapes``, ``python train_dlp.py --help``."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 from configs.schema import Config
 from training.particles import DLPTask, train, train_command
 from utils.errors import run_command

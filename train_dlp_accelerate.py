@@ -4,6 +4,11 @@
 `train_dlp.py` runs on any number of processes; this is its published name for several.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 from train_dlp import main, train_dlp
 from utils.errors import run_command
 

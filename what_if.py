@@ -16,10 +16,13 @@ From Python: `what_if(model, video, [Edit("move", (2,), (0.1, -0.2))], horizon=6
 """
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from datasets.examples import read_clip
 from datasets.get_dataset import first_frames, image_dataset, video_dataset
@@ -33,6 +36,7 @@ from utils.files import make_folder
 from utils.plotting import enlarge, plot_keypoints_on_image_batch, save_image, zoom_factor
 from utils.random_state import preserve_random_state
 
+FRAMES_AT_ONCE = 8  # drawn between two reports of progress
 CANVAS = 256  # pixels: smaller frames are enlarged before numbered particles are drawn on them
 
 
@@ -62,15 +66,27 @@ def what_if(model, video, edits, horizon=60, cond_steps=None, deterministic=True
 
 
 @torch.no_grad()
-def compare(model, seen, edits, horizon, deterministic=True):
-    """`what_if` of `Particles` [1, T, ...] that are known already; of any particle model where the horizon is T."""
+def compare(model, seen, edits, horizon, deterministic=True, report=lambda share: None):
+    """`what_if` of `Particles` [1, T, ...] that are known already; of any particle model where the horizon is T.
+    report: called now and then with the share that is done, 0 to 1."""
     altered, unseen = apply_edits(seen, edits), horizon - seen.z.shape[1]
+    done, total, keep = 0, 2 * (unseen + horizon), constraint(edits)
+
+    def note(frames, count=1):
+        nonlocal done
+        done += count
+        report(done / total)
+        return frames
+
     if unseen:
         with preserve_random_state():
-            predicted = model.predict(seen, unseen, deterministic)
-        seen, altered = predicted, model.predict(altered, unseen, deterministic, constraint(edits))
-    images, altered_images = model.render(seen)[0], model.render(altered)[0]
-    return Comparison(images, seen.map(lambda x: x[0]), altered_images, altered.map(lambda x: x[0]))
+            predicted = model.predict(seen, unseen, deterministic, note)
+        seen, altered = predicted, model.predict(altered, unseen, deterministic, lambda frame: note(keep(frame)))
+    videos = []
+    for particles in (seen, altered):
+        parts = [particles.frames(slice(t, t + FRAMES_AT_ONCE)) for t in range(0, horizon, FRAMES_AT_ONCE)]
+        videos.append(torch.cat([note(model.render(part)[0], part.z.shape[1]) for part in parts]))
+    return Comparison(videos[0], seen.map(lambda x: x[0]), videos[1], altered.map(lambda x: x[0]))
 
 
 def draw_particles(frames, particles):
@@ -118,7 +134,7 @@ def parse_arguments(arguments=None):
     )
     for kind, (_, meaning) in EDITS.items():
         group.add_argument(f"--{kind}", action=_CollectEdit, metavar=edit_form(kind), help=meaning)
-    parser.set_defaults(edits=[])
+    parser.set_defaults(edits=[], seed=None)
     args = parser.parse_args(arguments)
     if args.path is None and args.file is None:
         parser.error("the following arguments are required: -p/--path, or --edits")
@@ -132,6 +148,8 @@ def main(arguments=None):
     edits = [parse_edit(kind, text) for kind, text in args.edits]
     if args.file is not None:
         edits = [*take_over(args, EditFile.read(args.file)), *edits]
+    if args.seed is None:
+        args.seed = 0
     request = open_prediction(args, kinds=("ddlp", "dlp", "diffuse_ddlp"))
     source = open_source(args, request)
     if edits:
@@ -150,7 +168,7 @@ def take_over(args, file):
         args.cond_steps = file.cond_steps
     if args.horizon is None:
         args.horizon = file.horizon
-    if args.seed == 0 and file.seed is not None:
+    if args.seed is None:
         args.seed = file.seed
     return file.edits
 

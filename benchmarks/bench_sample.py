@@ -23,7 +23,7 @@ def measure(args, name):
     """A measurement of configuration `name` (see `side_by_side`)."""
     model, config = side_by_side.build_model(name, args.device)
     model.eval()
-    batch_size = args.batch_size or side_by_side.BATCH_SIZES[name]
+    batch_size = side_by_side.batch_size_of(args, name, config)
     x = torch.rand(batch_size, SEEN + PREDICTED, config["ch"], *2 * [config["image_size"]], device=args.device)
 
     @torch.no_grad()

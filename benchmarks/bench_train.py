@@ -22,7 +22,7 @@ from benchmarks import side_by_side
 def measure(args, name):
     """A measurement of configuration `name` (see `side_by_side`)."""
     model, config = side_by_side.build_model(name, args.device)
-    batch_size = args.batch_size or side_by_side.BATCH_SIZES[name]
+    batch_size = side_by_side.batch_size_of(args, name, config)
     frames = () if name == "shapes" else (config["timestep_horizon"] + 1,)
     model.checkpointing = args.checkpointing
     x = torch.rand(batch_size, *frames, config["ch"], *2 * [config["image_size"]], device=args.device)

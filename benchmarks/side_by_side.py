@@ -20,14 +20,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
-BATCH_SIZES = {"shapes": 16, "balls": 4, "obj3d128": 1, "traffic": 1}
+BATCH_SIZES = {"shapes": 16, "balls": 4, "obj3d128": 1, "traffic": 1}  # of a CPU
 
 
 def parse_arguments(description, arguments, names):
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-d", "--dataset", nargs="+", choices=names, default=names, metavar="NAME", help=str(names))
     parser.add_argument("--baseline", metavar="FOLDER", help="another checkout of this repository, or the release")
-    parser.add_argument("--batch_size", type=int, help="default: 16 of Shapes, 4 of Balls, 1 of the others")
+    parser.add_argument(
+        "--batch_size", type=int, help="default: 16 of Shapes, 4 of Balls, 1 of the others; on a GPU the released ones"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="(%(default)s)")
     parser.add_argument("--checkpointing", action="store_true", help="compute activations again; training only")
@@ -103,6 +105,11 @@ def build_model(name, device):
     known = [key for key in inspect.signature(model_class).parameters if key in config]
     torch.manual_seed(0)
     return model_class(cdim=config["ch"], **{key: config[key] for key in known}).to(device), config
+
+
+def batch_size_of(args, name, config):
+    """The images or clips of a batch."""
+    return args.batch_size or (BATCH_SIZES[name] if args.device == "cpu" else config["batch_size"])
 
 
 def measured(step, args, batch_size):

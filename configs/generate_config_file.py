@@ -24,7 +24,7 @@ EXAMPLES = """examples:
 
 VIDEO_FOLDER = "video_folder"
 SIZES_SHOWN = 3
-VIDEOS_SHOWN = 8  # of which two frames are looked at
+VIDEOS_LOOKED_AT = 50  # three frames of each
 # Of the published configurations: the KLs' weights and the batch, by the loss and whether images have 128 pixels.
 LOSS_WEIGHTS = {
     ("mse", False): (0.1, 32),
@@ -66,6 +66,7 @@ def look_at(root, keep):
     to its shape, with ``length``, ``width`` and ``height``.
     """
     from datasets.episodes import why_empty
+    from datasets.get_dataset import spread
     from datasets.video_folder_ds import count_frames, find_splits
 
     splits = find_splits(root)
@@ -81,16 +82,20 @@ def look_at(root, keep):
         f"frames: {', '.join(words)}{' and other sizes' if len(sizes) > SIZES_SHOWN else ''}; the middle square is used"
     )
     print(f"lengths: {min(lengths)} frames ({shortest}) to {max(lengths)}, {sum(lengths)} in all")
-    frames = [frame for name in list(videos)[:VIDEOS_SHOWN] for frame in first_and_middle(videos[name], shapes[name])]
-    reason = why_empty(frames)
-    if reason:
-        print(f"warning: {len(frames)} frames {reason}", file=sys.stderr)
+    names = list(videos)
+    reasons = {}
+    for name in (names[index] for index in spread(len(names), min(VIDEOS_LOOKED_AT, len(names)))):
+        reasons.setdefault(why_empty(list(three_frames(videos[name], shapes[name]))), []).append(name)
+    for reason, names in reasons.items():
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        if reason:
+            print(f"warning: {Path(root) / names[0]}{more}: frames {reason}", file=sys.stderr)
     return {split: {name: shapes[name] for name in part} for split, part in splits.items()}
 
 
-def first_and_middle(video, shape):
-    """Two frames of a video, uint8 [H, W, 3]."""
-    for number in (0, shape.length // 2):
+def three_frames(video, shape):
+    """The first, middle and last frame of a video, uint8 [H, W, 3]."""
+    for number in (0, shape.length // 2, shape.length - 1):
         yield from video.frames(number, number + 1, shape.seek_points)
 
 

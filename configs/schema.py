@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 
 from modules.architecture import Architecture, PINTArchitecture
 from modules.diffusion_modules import DEFAULT_SAMPLER, DEFAULT_STEPS, LOSSES, SAMPLERS, sampling_steps
@@ -43,6 +44,7 @@ from utils.legal import (
 
 CONFIG_DIR = Path(__file__).resolve().parent
 METRICS = ("lpips", "ssim", "psnr")
+TRACKERS = ("tensorboard", "wandb", "trackio")
 SMALLEST_VGG_IMAGE = 32  # the VGG loss reads the features behind the fifth pooling
 
 # The keys of the published files, in their order; the others follow in the order of the fields.
@@ -54,16 +56,23 @@ pint_layers pint_heads pint_dim run_prefix animation_horizon eval_im_metrics use
 adam_eps train_enc_prior start_dyn_epoch cond_steps animation_fps use_correlation_heatmaps enable_enc_attn
 filtering_heuristic use_tracking"""
 
+# What both kinds of configuration say of these.
+SAVE_EVERY = "iterations between two saves that training can resume from, besides those at the end of an interval"
+KEEP = "last saves that are kept, to go on from an earlier one"
+MAX_MINUTES = "minutes after which training saves and stops; null: none"
+
 OVERRIDE = "override_"  # the argparse names of overrides, apart from those of a script's own options
 
 
 class BaseConfig:
     """What the configurations share; a subclass is a frozen dataclass whose fields are made by `key`.
 
-    A field without a default is a key that must be given; `IGNORED` are keys that are accepted without an effect.
+    A field without a default is a key that must be given; `IGNORED` are keys that are accepted without an effect,
+    `FORMER` former names of keys, which older files have.
     """
 
     IGNORED = frozenset({"kind"})  # of a run, which its directory's file names
+    FORMER = MappingProxyType({})
 
     @staticmethod
     def is_own_file(name):
@@ -94,11 +103,13 @@ class BaseConfig:
         if not isinstance(mapping, Mapping):
             raise UserError(f"{where}: not a JSON object of keys and values")
         keys = cls.keys()
+        for former in cls.FORMER.keys() & mapping.keys():
+            mapping = {cls.FORMER[former]: mapping[former], **mapping}
         for name, entry in keys.items():
             if entry.default is MISSING and name not in mapping:
                 raise UserError(f"{where}: {name} is missing; legal: {describe(entry)}")
         for name in mapping:
-            if name not in keys and name not in cls.IGNORED:
+            if name not in keys and name not in cls.IGNORED and name not in cls.FORMER:
                 near = difflib.get_close_matches(str(name), keys, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 warnings.warn(f"{where}: unknown key {name} is ignored{hint}", UserWarning, stacklevel=2)
@@ -232,6 +243,9 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
     checkpointing: bool = key(
         False, "compute activations again in the backward pass: less memory, more time", resumable=True
     )
+    tracker: str | None = key(
+        None, "where numbers, figures and animations go, beside the run directory", one_of(*TRACKERS), resumable=True
+    )
     tf32: bool = key(True, "convolutions of float32 on a GPU multiply in TF32, which is faster", resumable=True)
     deterministic: bool = key(
         False, "only kernels that give the same bits in every run, on a GPU more slowly", resumable=True
@@ -239,14 +253,15 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
     seed: int = key(0, "seed of the random numbers", SEED)
     num_workers: int = key(2, "processes that load data", at_least(0), resumable=True)
     metrics: tuple[str, ...] = key(METRICS, "the image metrics to measure", several_of(*METRICS), resumable=True)
-    checkpoint_freq: int = key(
-        500, "iterations between two saves that training can resume from", at_least(1), resumable=True
-    )
+    save_every: int = key(500, SAVE_EVERY, at_least(1), resumable=True)
+    keep: int = key(1, KEEP, at_least(1), resumable=True)
+    max_minutes: float | None = key(None, MAX_MINUTES, POSITIVE, resumable=True)
     train_size: int | None = key(None, "items of the training set to use; null: all", at_least(1))
     val_size: int | None = key(None, "items of the validation set to use; null: all", at_least(1), resumable=True)
     cache: bool = key(True, "keep decoded frames on disk, instead of decoding them for every item", resumable=True)
 
     IGNORED = BaseConfig.IGNORED | {"context_dim"}  # published once, without an effect
+    FORMER = MappingProxyType({"checkpoint_freq": "save_every"})
 
     @staticmethod
     def is_own_file(name):
@@ -314,8 +329,11 @@ class DiffuseConfig(BaseConfig):
         resumable=True,
     )
     save_and_sample_every: int = key(
-        1000, "training steps between two saves, each with samples drawn", at_least(1), resumable=True
+        1000, "training steps after which the state is saved and samples are drawn", at_least(1), resumable=True
     )
+    save_every: int = key(1000, SAVE_EVERY, at_least(1), resumable=True)
+    keep: int = key(1, KEEP, at_least(1), resumable=True)
+    max_minutes: float | None = key(None, MAX_MINUTES, POSITIVE, resumable=True)
     ema_decay: float = key(0.995, "decay of the moving average of the weights", FRACTION)
     ema_update_every: int = key(10, "training steps between two updates of the moving average", at_least(1))
     cuda_graphs: bool = key(False, "replay training steps as CUDA graphs, which small models on one GPU gain by")
@@ -327,6 +345,9 @@ class DiffuseConfig(BaseConfig):
     )
     grad_clip: float | None = key(1.0, "norm at which the gradient is clipped; null: it is not", POSITIVE)
     compile: bool = key(False, "compile the model with torch.compile, which pays off in long runs", resumable=True)
+    tracker: str | None = key(
+        None, "where numbers, figures and animations go, beside the run directory", one_of(*TRACKERS), resumable=True
+    )
     tf32: bool = key(True, "convolutions of float32 on a GPU multiply in TF32, which is faster", resumable=True)
     deterministic: bool = key(
         False, "only kernels that give the same bits in every run, on a GPU more slowly", resumable=True

@@ -42,7 +42,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -51,6 +50,7 @@ from datasets.preparation import check_space, make_executor
 from utils.errors import UserError, run_command
 from utils.files import atomic_write, available_cores, make_folder
 from utils.legal import check, check_at_least_1
+from utils.progress import progress_bar
 
 SPLITS = ("train", "val", "test")
 SUBSTEPS = 10
@@ -272,7 +272,7 @@ def make_batches(options, split, num_episodes, processes):
 def write_split(path, options, split, num_episodes, processes=1):
     """Make the file of one split at `path`; raises UserError where it cannot be written."""
     batches = make_batches(options, split, num_episodes, processes)
-    bar = tqdm(desc=f"making {path.name}", total=num_episodes, unit="episode")
+    bar = progress_bar(desc=f"making {path.name}", total=num_episodes, unit="episode")
     with atomic_write(path) as part, closing(batches), bar:
         offsets = _lay_out(part, options, split, num_episodes)
         # As plain bytes: h5py can lose an interrupt from the keyboard, and the reason why a disk does not write.

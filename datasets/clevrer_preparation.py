@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -45,6 +44,7 @@ from datasets.preparation import (
 from utils.errors import UserError, run_command
 from utils.files import available_cores
 from utils.legal import check, check_at_least_1
+from utils.progress import progress_bar
 
 VIDEO_FRAMES = 128
 VIDEO_SIZE = (480, 320)  # width, height
@@ -310,7 +310,7 @@ def run(args, todo, total):
     """Make the episodes of `todo` out of `total` ones, with a bar; returns how many videos were bad."""
     with working_folder(args.out / ".making") as working:
         try:
-            with tqdm(desc="CLEVRER", total=total, initial=total - len(todo), unit="video") as bar:
+            with progress_bar(desc="CLEVRER", total=total, initial=total - len(todo), unit="video") as bar:
                 return make_episodes(working, todo, args.processes, bar)
         finally:
             shutil.rmtree(working)

@@ -93,14 +93,13 @@ def _frames_of(path):
         images = [name for name in os.listdir(path) if is_image(name) and not is_clutter(name)]
         if not images:
             raise UserError(f"{path}: holds no frames; legal: PNG or JPEG files, named in their order")
-        return FrameFolder(path, tuple(sorted(images, key=natural_order))).frames(0, len(images))
+        return FrameFolder(path, tuple(sorted(images, key=natural_order))).frames(0)
     if not path.is_file():
         raise UserError(f"{path}: not found; legal: {LEGAL_CLIP}")
     if ending in IMAGE_ENDINGS:
-        return FrameFolder(path.parent, (path.name,)).frames(0, 1)
+        return FrameFolder(path.parent, (path.name,)).frames(0)
     if ending in VIDEO_ENDINGS:
-        video = VideoFile(path)
-        return video.frames(0, video.probe().length)
+        return VideoFile(path).frames(0)
     raise UserError(f"{path}: is none; legal: {LEGAL_CLIP}")
 
 

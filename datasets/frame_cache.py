@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.files import atomic_write, available_cores, file_lock, remove_abandoned
+from utils.progress import progress_bar
 
 _VERSION = 2  # of how frames are decoded and kept; another number makes every file anew
 _BLOCK = 100  # frames that are decoded at a time
@@ -204,7 +204,7 @@ def _write(path, name, source):
     shape = (sum(source.lengths), source.image_size, source.image_size, 3)
     gigabytes = check_room(path.parent, int(np.prod(shape)), source.place)
     print(f"decoding {source.place} once, into {path} ({gigabytes:.2f} GB)", file=sys.stderr)
-    with tqdm(total=shape[0], unit="frame") as bar:
+    with progress_bar(total=shape[0], unit="frame") as bar:
         write_blocks(path, "|u1", shape, _blocks(source), bar)
 
 

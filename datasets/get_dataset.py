@@ -27,9 +27,11 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 
-from torch.utils.data import DataLoader, Subset, default_collate
+from torch.utils.data import Subset, default_collate
 
 from datasets.episodes import EpisodeVideos, why_empty
+from datasets.item_check import check_first_item
+from datasets.loading import Loader
 from utils.errors import UserError
 from utils.legal import illegal
 
@@ -135,9 +137,28 @@ def _variant(kind, ds):
         others = _names(name for name, variants in _VARIANTS.items() if getattr(variants, kind) is not None)
         raise illegal("ds", ds, f"a data set that has {kind}s: {others}")
     if isinstance(variant, str):
-        module, _, attribute = variant.partition(":")
-        variant = getattr(import_module(module), attribute)
+        variant = _imported(variant, ds)
     return variant
+
+
+def _imported(name, ds):
+    """What "module:attribute" names; `UserError` where there is no such module or attribute."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # a module that this one imports
+        place = f"no module {module} in the working directory or among the installed packages"
+        raise UserError(f"data set {ds}: {name}: {place}") from error
+    except AttributeError as error:
+        raise UserError(f"data set {ds}: {name}: {error}") from error
+
+
+def check_first(dataset, ds, image_size, num_frames=None):
+    """`UserError` unless the first item of the data set `ds` is as this module's text says. num_frames: of a clip, at
+    least; None: an item is an image."""
+    check_first_item(dataset, ds, image_size, num_frames, may_be_uint8=_VARIANTS[ds].decodes)
 
 
 def _names(names):
@@ -202,7 +223,7 @@ def shard_loader(dataset, batch_size, num_workers=0, accelerator=None, num_frame
     collate = None
     if num_frames is not None:
         dataset, collate = _only_first(dataset, num_frames), partial(_collate_first_frames, num_frames)
-    return DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate)
+    return Loader(dataset, batch_size, num_workers=num_workers, collate_fn=collate)
 
 
 def _collate_first_frames(num_frames, items):

@@ -43,7 +43,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -58,6 +57,7 @@ from datasets.preparation import (
 from utils.errors import UserError, run_command
 from utils.files import atomic_write, available_cores
 from utils.legal import check, check_at_least_1
+from utils.progress import progress_bar
 
 SPLITS = ("train", "val", "test")
 KINDS = ("ball", "cube", "cylinder")
@@ -465,7 +465,7 @@ def fill(root, options, todo, total, processes=1, is_forced=False):
             with atomic_write(root / _RECORD) as record:
                 record.write_text(json.dumps(asdict(options)) + "\n", encoding="utf-8")
             frames = options.num_frames
-            bar = tqdm(desc=root.name, total=total * frames, initial=(total - len(todo)) * frames, unit="frame")
+            bar = progress_bar(desc=root.name, total=total * frames, initial=(total - len(todo)) * frames, unit="frame")
             with closing(write_episodes(root, options, todo, processes)) as written, bar:
                 for _ in written:
                     bar.update(frames)

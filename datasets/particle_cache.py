@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from datasets.frame_cache import Words, check_room, load_or_build, map_npy, write_blocks
+from datasets.loading import Loader
+from utils.progress import progress_bar
 
 AT_ONCE = 32  # clips that are encoded together; not the batch size, so that the particles do not depend on it
 _FILES = 32  # of a training set, at most
@@ -75,7 +77,7 @@ def cached_tokens(root, ds, key, shape, encode, process=0, num_processes=1):
     step = math.ceil(len(clips) / AT_ONCE / _FILES) * AT_ONCE
     parts = [clips[start : start + step] for start in range(0, len(clips), step)]
     first, paths, is_announced = process * len(parts) // num_processes, {}, False
-    with tqdm(total=len(clips), unit="clip", delay=1, disable=process > 0, dynamic_ncols=True) as bar:
+    with progress_bar(total=len(clips), unit="clip", delay=1, disable=process > 0, dynamic_ncols=True) as bar:
 
         def write(path, part):
             nonlocal is_announced
@@ -113,7 +115,7 @@ def _load(path, shape):
 
 def clip_batches(clips, which, num_workers):
     """Batches of `AT_ONCE` of the items `which` of a data set, to be encoded."""
-    return DataLoader(Subset(clips, which), AT_ONCE, num_workers=num_workers, generator=torch.Generator())
+    return Loader(Subset(clips, which), AT_ONCE, num_workers=num_workers, generator=torch.Generator())
 
 
 def data_fingerprint(videos):

@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from skimage.draw import random_shapes
 from torch.utils.data import Dataset, TensorDataset
-from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.files import atomic_write, available_cores, file_lock, remove_abandoned
 from utils.legal import check_choice, illegal
+from utils.progress import progress_bar
 
 DEFAULT_ROOT = "./data/shapes"
 SHAPE_KINDS = ("rectangle", "circle", "triangle", "ellipse")
@@ -247,7 +247,7 @@ class ShapesDataset(Dataset):
         records = draw_shapes(self._drawing, self._num_images)
         with atomic_write(self._images_path, replace=False) as part, open(part, "wb") as file, closing(records):
             np.lib.format.write_array_header_1_0(file, header)
-            for record in tqdm(records, f"drawing {self._images_path.name}", self._num_images, unit="image"):
+            for record in progress_bar(records, f"drawing {self._images_path.name}", self._num_images, unit="image"):
                 file.write(record["image"].tobytes())
                 shapes.append(record["shapes"])
             with atomic_write(self._shapes_path) as shapes_part:
@@ -322,7 +322,7 @@ def generate_shape_dataset_torch(
     num_images = _whole_number("num_images", num_images, 1)
     images = torch.empty(num_images, 3, drawing.image_size, drawing.image_size)
     with closing(draw_shapes(drawing, num_images)) as records:
-        for index, record in enumerate(tqdm(records, "drawing shapes", num_images, unit="image")):
+        for index, record in enumerate(progress_bar(records, "drawing shapes", num_images, unit="image")):
             images[index] = _to_tensor(record["image"])
     return TensorDataset(images)
 

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -40,6 +39,7 @@ from datasets.preparation import (
 from utils.errors import UserError, run_command
 from utils.files import atomic_write, available_cores, is_clutter
 from utils.legal import check_at_least_1, illegal
+from utils.progress import progress_bar
 
 CROP = (60, 0, 480, 420)  # left, upper, right, lower
 IMAGE_SHAPE = (128, 128, 3)
@@ -124,7 +124,7 @@ def write_frames(working, paths, processes):
         np.lib.format.write_array_header_1_0(file, header)
         file.seek(done * _IMAGE_BYTES, os.SEEK_CUR)
         file.truncate()
-        bar = tqdm(desc="Traffic", total=len(paths), initial=done, unit="frame")
+        bar = progress_bar(desc="Traffic", total=len(paths), initial=done, unit="frame")
         pool = ThreadPoolExecutor(processes)
         try:
             for first in range(done, len(paths), _CHUNK):

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
-from datasets.tone_mapping import TRANSFERS, to_standard_range
 from utils.errors import UserError
 from utils.files import is_clutter
+from utils.tone_mapping import TRANSFERS, to_standard_range
 
 VIDEO_ENDINGS = (
     *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif"),
@@ -113,26 +113,28 @@ class VideoFile:
         is_ordered = None not in times and all(a < b for a, b in pairwise(times))
         return Shape(length, *size, tuple(points[1:]) if is_ordered else ())
 
-    def frames(self, start, stop, seek_points=()) -> Iterator[np.ndarray]:
-        """Yield the frames `start` to `stop` - 1, uint8 [H, W, 3], RGB, decoded from the last of the `seek_points` on
-        that is not after them. Raises UserError where they cannot be had."""
+    def frames(self, start, stop=None, seek_points=()) -> Iterator[np.ndarray]:
+        """Yield the frames `start` to `stop` - 1 (None: to the end), uint8 [H, W, 3], RGB, decoded from the last of the
+        `seek_points` on that is not after them. Raises UserError where they cannot be had."""
         first, time = max((point for point in seek_points if point[0] <= start), default=(0, None))
         number = first
         with _opened_video(self.path) as (container, stream):
+            pictures = _decoded(container, stream)
             if time is not None:
                 container.seek(time, stream=stream)
-            pictures = (frame for frame in _decoded(container, stream) if frame is not None)
-            if time is not None:
-                pictures = dropwhile(lambda frame: frame.pts is None or frame.pts < time, pictures)
+                pictures = dropwhile(lambda frame: frame is None or frame.pts is None or frame.pts < time, pictures)
             for frame in chain.from_iterable(map(repeat, pictures, _copies(self.path, container))):
-                if number == first and time not in (None, frame.pts):
+                if frame is None or (number == first and time not in (None, frame.pts)):
                     break  # not every file can be sought in
                 if number >= start:
                     yield _to_rgb(frame, stream)
                 number += 1
                 if number == stop:
                     return
-        if seek_points and number == first:
+            else:
+                if stop is None and number > first:
+                    return
+        if number == first and time is not None:
             yield from self.frames(start, stop)
         else:
             raise UserError(f"{self.path}: frame {number} cannot be read; has the file changed? start again")
@@ -252,14 +254,15 @@ class FrameFolder:
         first = None
         for path in self.files():
             with _opened(path) as image:
-                size = ImageOps.exif_transpose(image).size if _is_turned(image) else image.size
+                is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+                size = image.size[::-1] if is_turned else image.size
             first = first or size
             if size != first:
                 sizes = "is of {} x {} pixels; legal: {} x {}, as".format(*size, *first)
                 raise UserError(f"{path}: {sizes} {self.path / self.names[0]}")
         return Shape(len(self.names), *first)
 
-    def frames(self, start, stop, seek_points=()) -> Iterator[np.ndarray]:
+    def frames(self, start, stop=None, seek_points=()) -> Iterator[np.ndarray]:
         """See `VideoFile`."""
         for path in islice(self.files(), start, stop):
             with _opened(path) as image:
@@ -267,13 +270,6 @@ class FrameFolder:
                     with Image.open(path) as copy:
                         copy.verify()  # its checksums, which decoding does not test
                 yield to_rgb(ImageOps.exif_transpose(image))
-
-
-_ORIENTATION = 0x0112  # the Exif tag
-
-
-def _is_turned(image):
-    return image.getexif().get(_ORIENTATION, 1) != 1
 
 
 @contextmanager
@@ -285,16 +281,8 @@ def _opened(path):
     except UserError:
         raise
     except _PILLOW_ERRORS as error:
-        reason = getattr(error, "strerror", None)
-        if (
-            reason is None
-            and isinstance(error, OSError | Image.DecompressionBombError)
-            and "identify" not in str(error)
-        ):
-            reason = str(error)
-        raise UserError(
-            f"{path}: cannot be read: {reason or 'it is damaged or something else'}; legal: a whole PNG or JPEG image"
-        ) from error
+        reason = getattr(error, "strerror", None) or "it is damaged or something else"
+        raise UserError(f"{path}: cannot be read: {reason}; legal: a whole PNG or JPEG image") from error
 
 
 def to_rgb(image):
@@ -326,15 +314,15 @@ def list_entries(folder, legal):
     """
     try:
         with os.scandir(folder) as entries:
-            entries = sorted(entries, key=lambda entry: natural_order(entry.name))
-            media = [entry for entry in entries if _has_media(entry)]
+            named = {entry.name: entry for entry in entries}
+            media = {name: entry for name, entry in named.items() if _has_media(entry)}
     except OSError as error:
         raise UserError(f"{folder}: cannot be read: {error.strerror}; legal: {legal}") from error
-    others = [entry.name for entry in entries if entry not in media and not _is_ignored(entry.name)]
+    others = sorted((name for name in named.keys() - media.keys() if not _is_ignored(name)), key=natural_order)
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         _warn(folder, f"{', '.join(others[:3])}{more} passed over: no video and no frame")
-    return media
+    return [media[name] for name in sorted(media, key=natural_order)]
 
 
 def _is_ignored(name):
@@ -348,7 +336,7 @@ def _has_media(entry):
     if entry.is_dir():
         with os.scandir(entry) as entries:
             return any(_has_media(each) for each in entries)
-    kind = _TYPES.guess_type(entry.name)[0] or ""
+    kind = _TYPES.guess_type(entry.name.lower())[0] or ""
     return kind.startswith(("image/", "video/")) or entry.name.lower().endswith(VIDEO_ENDINGS)
 
 

@@ -27,7 +27,6 @@ from pathlib import Path
 from threading import Condition
 
 import numpy as np
-from tqdm import tqdm
 
 from datasets.episodes import EpisodeVideos
 from datasets.frame_cache import folder_lock
@@ -35,6 +34,7 @@ from datasets.frame_sources import FrameSource, note_file, resized
 from datasets.video_files import VIDEO_ENDINGS, FrameFolder, Shape, find_videos, list_entries
 from utils.errors import UserError
 from utils.files import atomic_write, available_cores
+from utils.progress import progress_bar
 
 DEFAULT_ROOT = "./data/video_folder"
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
@@ -160,7 +160,7 @@ def _decode_unknown(root, videos, fingerprints):
     pool = ThreadPoolExecutor(available_cores())
     try:
         jobs = {pool.submit(video.probe): fingerprint for fingerprint, video in unknown.items()}
-        for job in tqdm(as_completed(jobs), f"counting the frames of {root}", len(jobs), unit="video"):
+        for job in progress_bar(as_completed(jobs), f"counting the frames of {root}", len(jobs), unit="video"):
             _counted[jobs[job]] = job.result()
     finally:
         pool.shutdown(cancel_futures=True)

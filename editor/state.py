@@ -27,13 +27,17 @@ class EditorState:
     """
 
     def __init__(self, scene, edits=()):
-        apply_edits(scene.particles, edits)  # raises where they do not fit
         self.scene = scene
+        # What the edits done, and those previewed on top, make of the particles, as long as it is asked for again.
+        self._applied = tuple(edits)
+        self._applied_particles = apply_edits(scene.particles, edits)  # raises where they do not fit
+        self._previewed, self._preview_particles = None, None
         self.time = scene.num_frames - 1
         self.selection = ()
         self.is_whole = not scene.loaded.is_dynamic
         self.shows_handles = True
-        self._history, self._position = [tuple(edits)], 0
+        # What is opened is undone as what is done: edit by edit.
+        self._history, self._position = [tuple(edits[:i]) for i in range(len(edits) + 1)], len(edits)
         self._gesture = None  # what the last entry of the history belongs to
         self._preview = ()
         self._saved = tuple(edits)
@@ -48,7 +52,13 @@ class EditorState:
     @property
     def particles(self):
         """`Particles` [1, T, ...] as edited, what is being previewed included."""
-        return apply_edits(self.scene.particles, (*self.edits, *self._preview))
+        done = self._done()
+        if not self._preview:
+            return done
+        if self._previewed != (self.edits, self._preview):
+            self._previewed = (self.edits, self._preview)
+            self._preview_particles = apply_edits(done, self._preview, done=self.edits)
+        return self._preview_particles
 
     @property
     def shown(self):
@@ -57,7 +67,7 @@ class EditorState:
 
     def side(self, k):
         """How large a particle is, the geometric mean of height and width, as a fraction of the image's side."""
-        return torch.sigmoid(self.shown.z_scale[0, k]).prod().sqrt().item()
+        return mean_side(self.shown.z_scale[0, k])
 
     # ---------------------------------------------------------------------------------------------------- selection
 
@@ -114,6 +124,18 @@ class EditorState:
         """The edits that move the selection to the back, or to the front where `change` is below 0."""
         return self._edits("depth", _rounded(change))
 
+    def scale_to(self, side):
+        """`scale` such that the particle that was selected first is of that `side`."""
+        if not self.selection:
+            return ()
+        return self.scale(side / mean_side(self._done().z_scale[0, self.time, self.selection[0]]))
+
+    def depth_to(self, depth):
+        """`depth` such that the particle that was selected first is at that depth."""
+        if not self.selection:
+            return ()
+        return self.depth(depth - self._done().z_depth[0, self.time, self.selection[0], 0].item())
+
     def transparency(self, value):
         """The edits that set the selection's transparency in all frames."""
         return self._edits("transparency", min(max(_rounded(value), 0.0), 1.0))
@@ -131,7 +153,10 @@ class EditorState:
         return (Edit(kind, self.selection, values, frame),) if self.selection else ()
 
     def _done(self):
-        return apply_edits(self.scene.particles, self.edits)
+        if self._applied != self.edits:
+            self._applied = self.edits
+            self._applied_particles = apply_edits(self.scene.particles, self.edits)
+        return self._applied_particles
 
     def preview(self, edits):
         """Show edits that are not done yet, in place of those previewed before."""
@@ -211,6 +236,11 @@ class EditorState:
     def command(self):
         """The `what_if.py` command that shows the same."""
         return self.file().command()
+
+
+def mean_side(z_scale):
+    """The geometric mean of height and width of logits [2], as a fraction of the image's side."""
+    return torch.sigmoid(z_scale).prod().sqrt().item()
 
 
 def join(first, second):

@@ -10,7 +10,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch.utils.data import Subset
-from tqdm import tqdm
 
 from configs.schema import METRICS, Config
 from datasets.episodes import scaled
@@ -24,6 +23,7 @@ from utils.device import device_of
 from utils.errors import UserError, run_command
 from utils.files import make_folder, write_json
 from utils.plotting import horizon_graph, save_image
+from utils.progress import progress_bar
 
 POSITION = "position"  # the name of what `eval.tracking` measures
 LABELS = {
@@ -55,7 +55,7 @@ def measure_reconstructions(model, dataset, images, batch_size=32, num_workers=0
     loader = shard_loader(dataset, batch_size, num_workers, accelerator)
     names = [*images.modules, *(("position_error", "found", "visible_per_object") if position else ())]
     means = {name: OverTime.empty(1, images.device) for name in names}
-    for batch in tqdm(loader, desc="image metrics", leave=False, disable=not is_main):
+    for batch in progress_bar(loader, desc="image metrics", leave=False, disable=not is_main):
         x = scaled(batch[0].to(images.device))
         targets = x.reshape(-1, *x.shape[-3:])
         output = model(x, deterministic=True, alpha_masks=False)
@@ -196,7 +196,7 @@ def measure_predictions(
     over_time = {name + end: OverTime.empty(horizon - cond_steps, images.device) for end in ends for name in names}
     loader = shard_loader(videos, batch_size, num_workers, accelerator, horizon)
     is_main = accelerator is None or accelerator.is_main_process
-    for batch in tqdm(loader, desc="predictions", leave=False, disable=not is_main):
+    for batch in progress_bar(loader, desc="predictions", leave=False, disable=not is_main):
         x = scaled(batch[0].to(images.device))
         prediction, particles = model.sample(
             x, horizon - cond_steps, deterministic, cond_steps=cond_steps, return_z=True

@@ -5,7 +5,6 @@ The functions of the published names take a configuration instead, and open its 
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from configs.schema import Config
 from datasets.episodes import scaled
@@ -13,6 +12,7 @@ from datasets.get_dataset import first_frames, image_dataset, shard_loader, spre
 from utils import plotting
 from utils.animation import animate_trajectories
 from utils.legal import illegal
+from utils.progress import progress_bar
 
 FIGURE_COLUMNS = 8
 
@@ -77,7 +77,7 @@ def mean_elbo(
     is_main = accelerator is None or accelerator.is_main_process
     loader = shard_loader(dataset, batch_size, num_workers, accelerator, num_frames)
     total, count = torch.zeros((), device=device), 0
-    for i, batch in enumerate(tqdm(loader, desc="validation", leave=False, disable=not is_main)):
+    for i, batch in enumerate(progress_bar(loader, desc="validation", leave=False, disable=not is_main)):
         x = scaled(batch[0].to(device))
         output = model(x, deterministic=True, alpha_masks=False, **(forward_options or {}))
         total += model.calc_elbo(x, output, **elbo_options)["loss"] * len(x)
@@ -201,7 +201,7 @@ def animate_predictions(model, videos, indices, paths, horizon, cond_steps, seco
     instead of samples; verbose: a progress bar.
     """
     device = next(model.parameters()).device
-    for index, path in zip(tqdm(indices, desc="animations", disable=not verbose), paths, strict=True):
+    for index, path in zip(progress_bar(indices, desc="animations", disable=not verbose), paths, strict=True):
         x = scaled(first_frames(videos[index], horizon)[0].to(device))
         prediction = model.sample(x[None], horizon - cond_steps, deterministic, cond_steps=cond_steps)
         animate_trajectories(x, prediction[0], path, seconds, rec_to_pred_t=cond_steps)

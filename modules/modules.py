@@ -262,6 +262,7 @@ class Attention(nn.Module):
         q, k, v = self.query(x if queries is None else queries), self.key(x), self.value(x)
         q, k, v = (tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2) for tokens in (q, k, v))
         dropout = self.dropout if self.training else 0.0
+        bias = None if bias is None else bias.unsqueeze(0)  # a CPU's fast kernel takes four dimensions alone
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
         return self.resid_drop(self.proj(out.transpose(1, 2).flatten(2)))
 

@@ -14,7 +14,7 @@ import torch
 
 from configs.schema import DiffuseConfig
 from models import DiffuseDDLP, ObjectDynamicsDLP
-from rundir.run import Run, RunDirectory, first_file, prepare_logdir, read_config
+from rundir.run import Run, RunDirectory, first_file, prepare_logdir, read_config, split_state
 from utils import checkpoints
 from utils.errors import UserError
 from utils.files import atomic_write, read_json, write_json
@@ -30,6 +30,7 @@ class DiffusionRun(RunDirectory):
     config_file = "diffusion_hparams.json"
     kind = "diffuse_ddlp"
     counter = "step"
+    state_file = "model.pth"
 
     def __init__(self, path, config, ddlp_config, is_main=True):
         super().__init__(path, config, is_main)
@@ -55,9 +56,9 @@ class DiffusionRun(RunDirectory):
 
     @classmethod
     def open(cls, path, is_main=True):
-        """The run in an existing directory, ours or a published one. path: the directory, or its
-        diffusion_hparams.json."""
-        path = Path(path)
+        """The run in an existing directory, ours or a published one. path: the directory, its diffusion_hparams.json,
+        or a state in its saves/ to go on from."""
+        path, state = split_state(path)
         legal = f"legal: a run directory of DiffuseDDLP, or its {cls.config_file}"
         if not path.exists():
             raise UserError(f"{path}: no such file; {legal}")
@@ -67,7 +68,9 @@ class DiffusionRun(RunDirectory):
         if file.name != cls.config_file:
             raise UserError(f"{path}: not a {cls.config_file}; {legal}")
         config = DiffuseConfig.from_dict(read_json(file), where=str(file))
-        return cls(file.parent, config, find_ddlp_config(config, file.parent), is_main)
+        run = cls(file.parent, config, find_ddlp_config(config, file.parent), is_main)
+        run.opened_state = state
+        return run
 
     def save_config(self, config):
         super().save_config(config.replace(result_dir=None))
@@ -77,10 +80,6 @@ class DiffusionRun(RunDirectory):
     @property
     def stats_path(self):
         return self.path / "latent_stats.pth"
-
-    @property
-    def state_path(self):
-        return self.path / "saves" / "model.pth"
 
     @property
     def identity_path(self):
@@ -113,7 +112,7 @@ class DiffusionRun(RunDirectory):
             raise UserError(f"{self.path}: files are missing: {', '.join(missing)}")
         model = DiffuseDDLP.from_config(self.config, self.ddlp_config, self.load_ddlp())
         self.load_stats(model.normalization)
-        ema = read_state(path)["ema"]
+        ema = checked_state(checkpoints.load(path), path)["ema"]
         weights = {name.removeprefix(EMA_PREFIX): ema[name] for name in ema if name.startswith(EMA_PREFIX)}
         checkpoints.insert_weights(model.diffusion, weights, f"{path} (ema)")
         return model.to(device).eval()
@@ -150,21 +149,19 @@ class DiffusionRun(RunDirectory):
             "scaler": None,
         }
         others = {name: value for name, value in state.items() if name not in ("model", "optimizer", "ema")}
-        checkpoints.save({**published, "training": others}, self.state_path)
+        self.write_state({**published, "training": others}, published["step"])
 
     def load_state(self):
         """What `save_state` saved; of a published directory, which has less, the weights, the optimiser, the moving
         average and the iteration."""
-        if not self.state_path.is_file():
-            raise UserError(f"{self.path}: cannot be resumed: no {self.state_path.relative_to(self.path)} in it")
-        state = read_state(self.state_path)
+        state = checked_state(self.read_state(), self.opened_state or self.state_path)
         others = state.get("training", {"progress": {"iteration": state["step"]}})
         return {"model": state["model"], "optimizer": state["opt"], "ema": state["ema"], **others}
 
 
-def read_state(path):
-    """The entries of a file like saves/model.pth, on the CPU; the ema's `initted` and `step` as scalars."""
-    state = checkpoints.load(path)
+def checked_state(state, path):
+    """The contents of a file like saves/model.pth, on the CPU, the ema's `initted` and `step` as scalars; `UserError`
+    that names what is wrong."""
     lacking = [name for name in STATE_ENTRIES if not isinstance(state, dict) or name not in state]
     if lacking:
         raise UserError(f"{path}: not a model.pth of DiffuseDDLP: lacks {', '.join(lacking)}")

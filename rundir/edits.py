@@ -93,25 +93,28 @@ def _shortest(value):
     return repr(float(value)).removesuffix(".0")
 
 
-def apply_edits(particles, edits):
+def apply_edits(particles, edits, done=()):
     """`Particles` [B, T, ...], changed by the edits in order.
 
     An edit of one frame fades out, linearly in time, towards the nearest frames that stay as they are: the first, the
-    last, and those in which the same was edited before. `UserError` for particles or frames that are not there.
+    last, and those in which the same was edited before. done: the edits that `particles` have had already.
+    `UserError` for particles or frames that are not there.
     """
     num_frames, count = particles.z.shape[1:3]
     changed = particles.map(torch.clone)
     set_frames = {}  # of a particle and what is changed of it: the frames that were edited
-    for edit in edits:
+    for i, edit in enumerate((*done, *edits)):
         edit.check(count, num_frames)
-        weights = changed.z.new_ones(num_frames, len(edit.particles))
+        frames = [set_frames.setdefault((k, CHANGES.get(edit.kind)), {0, num_frames - 1}) for k in edit.particles]
+        if i >= len(done):
+            weights = changed.z.new_ones(num_frames, len(edit.particles))
+            if edit.frame is not None:
+                columns = [fading_weights(num_frames, edit.frame, fixed) for fixed in frames]
+                weights = torch.stack(columns, dim=-1).to(weights)
+            _change(changed, edit, weights[..., None])
         if edit.frame is not None:
-            for i, k in enumerate(edit.particles):
-                frames = set_frames.setdefault((k, CHANGES[edit.kind]), {0, num_frames - 1})
-                weights[:, i] = fading_weights(num_frames, edit.frame, frames)
-            for k in edit.particles:
-                set_frames[k, CHANGES[edit.kind]].add(edit.frame)
-        _change(changed, edit, weights[..., None])
+            for fixed in frames:
+                fixed.add(edit.frame)
     return changed
 
 

@@ -15,7 +15,7 @@ from configs.schema import Config
 from models import ObjectDLP, ObjectDynamicsDLP
 from utils import checkpoints
 from utils.errors import UserError
-from utils.files import atomic_write, read_json, write_json
+from utils.files import atomic_write, link_or_copy, read_json, write_json
 from utils.plotting import save_image
 
 MODELS = {"dlp": ObjectDLP, "ddlp": ObjectDynamicsDLP}
@@ -28,6 +28,9 @@ class RunDirectory:
     config_file = "hparams.json"
     kind = ""  # of the model
     counter = "iteration"  # what metrics.jsonl calls the number of training steps
+    state_file = "training_state.pt"
+    opened_state = None  # the file in saves/ that the directory was opened by, instead of its own path
+    tracker = None  # the `Tracker` that is handed what is written
 
     def __init__(self, path, config, is_main=True):
         self.path, self.config, self.is_main = Path(path), config, is_main
@@ -51,6 +54,44 @@ class RunDirectory:
             return []
         return [json.loads(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines()]
 
+    # -------------------------------------------------------------------------------------------------------- state
+
+    @property
+    def state_path(self):
+        """The file of what training last saved."""
+        return self.path / "saves" / self.state_file
+
+    def earlier_states(self):
+        """The files of the states that `keep` asks for, the current one among them: iteration to path, in order."""
+        name, suffix = Path(self.state_file).stem, Path(self.state_file).suffix
+        found = {path: path.stem.removeprefix(f"{name}_") for path in self.state_path.parent.glob(f"{name}_*{suffix}")}
+        return dict(sorted((int(number), path) for path, number in found.items() if number.isdecimal()))
+
+    def write_state(self, contents, iteration):
+        """Write what training goes on from after so many iterations, and keep the last `keep` states."""
+        checkpoints.save(contents, self.state_path)
+        kept = self.earlier_states()
+        if self.config.keep > 1:
+            numbered = self.state_path.with_stem(f"{self.state_path.stem}_{iteration}")
+            with atomic_write(numbered) as temporary:
+                link_or_copy(self.state_path, temporary)
+            kept[iteration] = numbered
+        # Later ones are of steps that are done anew since training went on from an earlier state.
+        last = [number for number in kept if number <= iteration][-self.config.keep :] if self.config.keep > 1 else []
+        for number in kept.keys() - set(last):
+            kept[number].unlink(missing_ok=True)
+
+    def read_state(self):
+        """What `write_state` wrote last, or, where the directory was opened by the path of another state, that."""
+        path = self.opened_state or self.state_path
+        if not path.is_file():
+            raise UserError(f"{self.path}: cannot be resumed: no {path.relative_to(self.path)} in it")
+        try:
+            return checkpoints.load(path)
+        except UserError as error:
+            others = [other for other in reversed(self.earlier_states().values()) if not path.samefile(other)]
+            raise UserError(f"{error}; there is also {others[0]}" if others else str(error)) from error
+
     def save_config(self, config):
         self.config = config.with_absolute_paths()
         if self.is_main:
@@ -69,11 +110,19 @@ class RunDirectory:
         with atomic_write(self.metrics_path) as temporary:
             text = "".join(json.dumps(record) + "\n" for record in [*kept, values])
             temporary.write_text(text, encoding="utf-8")
+        if self.tracker:
+            self.tracker.record(values, values[self.counter])
 
     def save_figure(self, name, image):
         """Write an image tensor [3, H, W] to figures/`name`.jpg."""
         if self.is_main:
             save_image(image, self.figures / f"{name}.jpg")
+            self.track(self.figures / f"{name}.jpg")
+
+    def track(self, path):
+        """Hand a figure or an animation that was written to the tracker, if there is one."""
+        if self.tracker:
+            self.tracker.add_file(path)
 
 
 class Run(RunDirectory):
@@ -93,20 +142,19 @@ class Run(RunDirectory):
 
     @classmethod
     def open(cls, path, is_main=True):
-        """The run in an existing directory, ours or a released one."""
-        path = Path(path)
+        """The run in an existing directory, ours or a released one. path: the directory, or a state in its saves/ to
+        go on from."""
+        path, state = split_state(path)
         if not path.is_dir():
             raise UserError(f"{path}: no such run directory")
         hparams = read_json(path / cls.config_file)
         config = config_of(hparams, path / cls.config_file)
         kind = hparams["kind"] if hparams.get("kind") in MODELS else find_kind(path, config)
-        return cls(path, config, kind, is_main)
+        run = cls(path, config, kind, is_main)
+        run.opened_state = state
+        return run
 
     # ------------------------------------------------------------------------------------------------------ reading
-
-    @property
-    def state_path(self):
-        return self.path / "saves" / "training_state.pt"
 
     def weights_path(self, which=""):
         """The file of weights: which "" (last), "_best" (validation loss) or "_best_lpips"."""
@@ -138,13 +186,17 @@ class Run(RunDirectory):
 
     def save_state(self, state):
         if self.is_main:
-            checkpoints.save(state, self.state_path)
+            self.write_state(state, state["progress"]["iteration"])
 
     def load_state(self):
         """The training state to go on from."""
-        if not self.state_path.is_file():
-            raise UserError(f"{self.path}: cannot be resumed: no {self.state_path.relative_to(self.path)} in it")
-        return checkpoints.load(self.state_path)
+        return self.read_state()
+
+
+def split_state(path):
+    """A run directory and None, or, of the path of a file in its saves/, both."""
+    path = Path(path)
+    return (path.parents[1], path) if path.is_file() and path.absolute().parent.name == "saves" else (path, None)
 
 
 def read_config(path):
@@ -203,8 +255,12 @@ def _new_directory(runname, parent):
 
 def log_line(src_dir, line):
     """Append a line to `{src_dir}/log.txt`, in UTF-8; bytes of file names that are none are written as escapes."""
-    with open(Path(src_dir) / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(line.rstrip("\n") + "\n")
+    path = Path(src_dir) / "log.txt"
+    try:
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(line.rstrip("\n") + "\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def save_config(src_dir, hparams):

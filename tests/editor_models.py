@@ -44,7 +44,8 @@ def visible_model(kind, config):
             parameter.add_(0.1 * torch.randn_like(parameter))
         encoder = model.fg_module.particle_attribute_enc
         for head in (encoder.x_head, encoder.y_head):
-            head.weight.mul_(0.01)
+            head.weight.mul_(0.02)
+            head.bias.zero_()
         encoder.obj_on_head.bias.copy_(torch.tensor([4.0, 0.0]))
     return model.eval()
 

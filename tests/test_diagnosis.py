@@ -164,7 +164,7 @@ SICK = {
     "train_size": 12,
     "val_size": 2,
     "warmup_epoch": 0,
-    "checkpoint_freq": 1000,
+    "save_every": 1000,
     "eval_epoch_freq": 100,
 }
 

@@ -123,6 +123,18 @@ def test_a_particle_is_not_scaled_beyond_what_it_can_be():
     assert 0.005 < state.side(0) < 0.02
 
 
+def test_sliders_set_the_first_particle_and_change_the_others_as_much():
+    state = new_state()
+    state.select([2, 0])
+    ratio = state.side(0) / state.side(2)
+    state.commit(state.scale_to(0.3))
+    assert state.side(2) == pytest.approx(0.3, rel=1e-3) and state.side(0) == pytest.approx(0.3 * ratio, rel=1e-3)
+    difference = state.shown.z_depth[0, 0, 0] - state.shown.z_depth[0, 2, 0]
+    state.commit(state.depth_to(-2.5))
+    assert state.shown.z_depth[0, 2, 0].item() == pytest.approx(-2.5, abs=1e-3)
+    torch.testing.assert_close(state.shown.z_depth[0, 0, 0] - state.shown.z_depth[0, 2, 0], difference)
+
+
 def test_undo_and_redo_go_through_everything():
     state = new_state()
     state.select([1])

@@ -75,6 +75,17 @@ def test_what_was_set_of_one_attribute_or_particle_does_not_fix_another():
     torch.testing.assert_close(moved, torch.tensor([0.4, 0.3, 0.2, 0.1, 0.0]))
 
 
+@pytest.mark.parametrize("split", range(4))
+def test_edits_may_be_applied_in_two_parts(split):
+    before = scattered_particles()
+    edits = [Edit("move", (0, 1), (0.2, 0.1), 2), Edit("scale", (1,), (1.5,), 1), Edit("move", (1,), (0.3, 0.0), 0)]
+    first = apply_edits(before, edits[:split])
+    for once, twice in zip(
+        apply_edits(before, edits).leaves(), apply_edits(first, edits[split:], edits[:split]).leaves(), strict=True
+    ):
+        assert torch.equal(once, twice)
+
+
 def test_place_scale_and_depth_of_one_frame():
     before = scattered_particles()
     edits = [Edit("place", (0,), (0.3, 0.4), 4), Edit("scale", (1,), (1.5,), 4), Edit("depth", (2,), (-1.0,), 4)]
@@ -265,6 +276,8 @@ def test_generated_frames_are_edited_too(place, monkeypatch):
     )
     ask(place, "--edits", "edits.json")
     assert torch.equal(shown[-1][2].particles.z, first) and shown[-1][3] == [Edit("move", (1,), (0.2, 0.1), 3)]
+    ask(place, "--edits", "edits.json", "--seed", 0)
+    assert not torch.equal(shown[-1][2].particles.z, first)
     with pytest.raises(UserError, match="a DiffuseDDLP sees nothing"):
         ask(place, "-p", "checkpoints/diffuse-ddlp-balls", "--video", "assets/balls/0")
 

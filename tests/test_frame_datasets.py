@@ -114,6 +114,16 @@ def test_padded_numbers_and_files_that_are_left_alone(tmp_path):
     assert_item(ClevrerVideos(tmp_path, "train", 8, 2)[98], frames)
 
 
+def test_what_network_drives_leave_is_no_episode_and_no_frame(tmp_path):
+    write_episodes(tmp_path / "train", {str(number): 100 for number in range(2)}, "test_", mode="RGBA")
+    lengths = Obj3dVideos(tmp_path, "train", 8, 3, cache=False)._source.lengths
+    for folder in (tmp_path / "train", tmp_path / "train" / "0"):
+        for name in ("@eaDir", "#recycle", "lost+found"):
+            (folder / name).mkdir()
+            write_png(folder / name / "1.png")
+    assert Obj3dVideos(tmp_path, "train", 8, 3, cache=False)._source.lengths == lengths == [100, 100]
+
+
 @pytest.mark.parametrize("kind", ["RGB", "RGBA", "interlaced", "transparent"])
 def test_read_png(tmp_path, kind):
     """All ways to store the same colours; the interlaced file is made by hand."""
@@ -299,7 +309,7 @@ def test_every_configuration_names_a_data_set_of_its_kind():
 def test_the_configuration_says_whether_there_is_a_cache(trees, tmp_path, cache):
     shutil.copytree(trees / "clevrer", tmp_path / "data", ignore=shutil.ignore_patterns(".cache"))
     config = Config(ds="clevrer", root=str(tmp_path / "data"), image_size=32, cache=cache)
-    assert video_dataset(config, "val", 5)[0][0].shape == (100, 3, 32, 32)
+    assert video_dataset(config, "val", 5)[0][0].shape == (5, 3, 32, 32)
     assert image_dataset(config, "test")[0][0].shape == (3, 32, 32)
     names = sorted(path.name.rpartition("_")[0] for path in tmp_path.glob("data/.cache/*.npy"))
     assert names == ["clevrer_test_32", "clevrer_val_32"] * cache

@@ -11,9 +11,7 @@ import pytest
 from tests.balls import ROOT
 
 FOLDER = ROOT / "notebooks"
-NAMES = [
-    "ddlp_pretrained_loading_generation",
-]
+NAMES = ["ddlp_pretrained_loading_generation", "dlpv2_ddlp_walkthrough_tutorial"]
 MOST_BYTES = 5_000_000  # of all notebooks together
 
 
@@ -40,7 +38,7 @@ def test_every_cell_was_run_once_in_order(name):
 def test_outputs_are_kept_without_noise(name):
     found = outputs(name)
     pictures = [output for output in found if {"image/png", "image/gif"} & output.get("data", {}).keys()]
-    assert len(pictures) >= 8
+    assert len(pictures) >= 6
     assert not [output for output in found if output["output_type"] == "error" or output.get("name") == "stderr"]
     printed = json.dumps([output.get("text", "") for output in found])
     assert not re.findall(r"/(?:home|root|tmp|work|Users)/\S*", printed)  # paths of the machine that ran it
@@ -88,7 +86,7 @@ def test_the_setup_fetches_the_code_where_there_is_none(set_up, tmp_path):
     folder.mkdir()
     source.mkdir()
     (source / "models.py").write_text("")
-    (source / "requirements.txt").write_text("torch\n")  # it is here already: nothing is downloaded
+    (source / "requirements.txt").write_text("pip\n")  # it is here already: nothing is downloaded
     git = ["git", "-C", source, "-c", "user.name=A", "-c", "user.email=a@b.c"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "Code"]):
         subprocess.run([*git, *command], check=True)

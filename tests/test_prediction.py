@@ -302,7 +302,7 @@ OURS = (
     "seed",
     "num_workers",
     "metrics",
-    "checkpoint_freq",
+    "save_every",
     "train_size",
     "val_size",
 )

@@ -27,7 +27,7 @@ from tests.runs import (
     the_run,
     write_json,
 )
-from training import loop, particles
+from training import interruption, loop, particles
 from training.batches import RunningMeans, ShuffledBatches
 from training.command import resume_command
 from training.loop import TrainingError, TrainingLoop
@@ -118,6 +118,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path, config, monkeypatch)
         signal.raise_signal(signal.SIGTERM)
 
     before(monkeypatch, "_step", 3, twice)
+    monkeypatch.setattr(interruption, "SAME_REQUEST", -1)
     assert exit_code(train, tmp_path, config) == -signal.SIGTERM
     assert the_run(tmp_path).load_state()["progress"]["iteration"] == 3
 
@@ -253,9 +254,9 @@ def test_data_sets_and_metrics_are_made_once(tmp_path, config, monkeypatch):
     """For a training with two evaluations."""
     made, image_dataset, add = [], get_dataset.get_image_dataset, ImageMetrics.add
 
-    def noting_dataset(ds, root, mode, *others):
+    def noting_dataset(ds, root, mode, *others, **options):
         made.append(mode)
-        return image_dataset(ds, root, mode, *others)
+        return image_dataset(ds, root, mode, *others, **options)
 
     def noting_metric(metrics, name):
         made.append(name)
@@ -353,6 +354,7 @@ def test_a_nan_stops_with_step_and_term_and_keeps_the_last_good_checkpoint(tmp_p
     for words in ("loss is nan", "loss_kl_scale is nan", "iteration 4", "epoch 0", f"--resume {diverging.run.path}"):
         assert words in text
     assert "\n" not in text and "loss_rec" not in text and error.value.exit_status == 1
+    assert f"error: {text}\n" in (diverging.run.path / "log.txt").read_text()
     state = diverging.run.load_state()
     assert state["progress"]["iteration"] == 3
     assert all(torch.isfinite(value).all() for value in state["model"].values())
@@ -361,7 +363,7 @@ def test_a_nan_stops_with_step_and_term_and_keeps_the_last_good_checkpoint(tmp_p
 def test_a_nan_is_noticed_without_a_save(tmp_path, config, monkeypatch):
     """At the latest after `READ_INTERVAL` steps."""
     monkeypatch.setattr(loop, "READ_INTERVAL", 2)
-    diverging = new_loop(tmp_path, {**config, "checkpoint_freq": 100, "train_size": 32}, DivergingTask)
+    diverging = new_loop(tmp_path, {**config, "save_every": 100, "train_size": 32}, DivergingTask)
     with pytest.raises(TrainingError, match="iteration 4"):
         diverging.fit(diverging.run)
     assert diverging.progress.iteration == 4 and not diverging.run.state_path.exists()

@@ -1,0 +1,1 @@
+import utils  # noqa: F401 (first: makes our datasets found where another package has that name)

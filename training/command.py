@@ -19,7 +19,11 @@ def parse_arguments(description, kind, flags, arguments=None):
     )
     help_ = "a new run: a name in configs/, or a path ending in .json"
     parser.add_argument(*flags, dest="new", metavar="NAME", help=help_)
-    parser.add_argument("--resume", metavar="RUN_DIR", help="go on with this run, exactly where it was saved")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN_DIR",
+        help="go on with this run, exactly where it was saved, or from a file in its saves/",
+    )
     parser.add_argument(
         "--no_cache", dest=f"{OVERRIDE}cache", action="store_const", const="false", help="the same as --cache false"
     )

@@ -8,10 +8,9 @@ from functools import cached_property, partial
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from tqdm import tqdm
 
 from datasets.episodes import scaled
-from datasets.get_dataset import get_video_dataset
+from datasets.get_dataset import check_first, get_video_dataset
 from datasets.particle_cache import AT_ONCE, cached_tokens, clip_batches, data_fingerprint
 from models import DiffuseDDLP
 from training.loop import Interval, Task
@@ -19,6 +18,7 @@ from utils import checkpoints
 from utils.animation import Panel, generated_panel, save_animation, side_by_side
 from utils.device import make_adam
 from utils.errors import UserError
+from utils.progress import progress_bar
 
 SAMPLES = 5  # videos that are generated at a milestone
 GRID_COLUMNS = 8  # frames of each that the figure shows
@@ -39,7 +39,8 @@ class DiffusionTask(Task):
         self.config, self.accelerator, self.run = config, accelerator, run
         self.ddlp_config, self.ddlp = ddlp_config, ddlp
         self.ema = (config.ema_decay, config.ema_update_every)
-        self.save_every = config.save_and_sample_every
+        self.save_every = config.save_every
+        self.images_per_item = config.diffuse_frames
 
     def build_model(self):
         self.diffuse_ddlp = DiffuseDDLP.from_config(self.config, self.ddlp_config, self.ddlp)
@@ -76,6 +77,9 @@ class DiffusionTask(Task):
         end = min(start + every, self.config.train_num_steps)
         return Interval(f"to step {end}", start, end)
 
+    def iterations(self, progress):
+        return self.config.train_num_steps
+
     def end(self, progress):
         done = progress.iteration >= self.config.train_num_steps
         return f"all {self.config.train_num_steps} steps are done; more: --train_num_steps" if done else None
@@ -85,12 +89,14 @@ class DiffusionTask(Task):
         if self.accelerator.is_main_process:
             config, step = self.config, progress.iteration
             seconds, horizon = self.diffuse_ddlp.ddlp_config.animation_fps, run.ddlp_config.animation_horizon
-            horizon, bar = max(horizon, config.diffuse_frames), partial(tqdm, desc="sampling", leave=False)
+            horizon, bar = max(horizon, config.diffuse_frames), partial(progress_bar, desc="sampling", leave=False)
             with diffusion_replaced(self.diffuse_ddlp, model) as generator:
                 videos = generator.sample(SAMPLES, horizon, seed=config.seed, progress=bar)
             run.save_figure(f"sample_{step}", sample_grid(videos, config.diffuse_frames))
             animation = side_by_side([generated_panel(video, config.diffuse_frames) for video in videos])
-            save_animation(animation, run.figures / f"sample_{step}_traj_anim.gif", seconds)
+            path = run.figures / f"sample_{step}_traj_anim.gif"
+            save_animation(animation, path, seconds)
+            run.track(path)
         return {}
 
     # ----------------------------------------------------------------------------- the particles of the training set
@@ -102,7 +108,9 @@ class DiffusionTask(Task):
         size = self.diffuse_ddlp.ddlp_config.image_size
         try:
             options = {"cache": config.cache, "as_uint8": True}
-            return get_video_dataset(config.ds, config.ds_root, config.diffuse_frames, "train", size, **options)
+            clips = get_video_dataset(config.ds, config.ds_root, config.diffuse_frames, "train", size, **options)
+            check_first(clips, config.ds, size, config.diffuse_frames)
+            return clips
         except UserError as error:
             where = f"the training clips of ds {config.ds}, diffuse_frames {config.diffuse_frames}"
             raise UserError(f"{where}: {error}") from error
@@ -153,7 +161,7 @@ class DiffusionTask(Task):
 
     def _with_progress_bar(self, blocks, num_clips):
         """The blocks of so many clips' tokens, under a progress bar."""
-        with tqdm(
+        with progress_bar(
             desc="statistics of the particles",
             total=num_clips,
             unit="clip",

@@ -9,11 +9,10 @@ the gradients of N batches.
 """
 
 import math
-import signal
 import time
 import warnings
 from abc import ABC, abstractmethod
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -21,19 +20,30 @@ from typing import NamedTuple
 import torch
 from accelerate.utils import set_seed
 from ema_pytorch import EMA
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from datasets.loading import Loader
+from rundir.tracker import Tracker, check_tracker
 from training.batches import RunningMeans, SeededItems, ShuffledBatches
 from training.diagnosis import diagnose
 from training.graphs import GraphedSteps
+from training.interruption import Interruption, Stopped
 from utils import checkpoints
-from utils.device import autocast, check_accelerate_settings, check_cuda_graphs, choose_kernels, describe_device
+from utils.device import (
+    autocast,
+    check_accelerate_settings,
+    check_cuda_graphs,
+    choose_kernels,
+    describe_device,
+    memory_in_use,
+)
 from utils.errors import UserError, is_lost_process
 from utils.plotting import loss_graph
+from utils.progress import progress_bar
 from utils.random_state import seed_everything, seed_of
 
 READ_INTERVAL = 20  # iterations between two reads of the losses from the device
+AGREEMENT_SECONDS = 2  # about how often several processes ask each other whether to stop
 BEST = {"val_loss": "_best", "lpips": "_best_lpips"}  # scores whose lowest value's weights are kept, and where
 
 
@@ -72,14 +82,15 @@ class Task(ABC):
     """What is special about training one kind of model; the loop calls nothing else.
 
     bar: the loss terms that the progress bar shows; graph: panels and horizontal axis of the figure of losses, for
-    `loss_graph`; notes: lines to tell the user when training starts; save_every: iterations between two saves; ema:
-    decay and interval of a moving average of the weights, or None.
+    `loss_graph`; notes: lines to tell the user when training starts; save_every: iterations between two saves;
+    images_per_item: of the data set; ema: decay and interval of a moving average of the weights, or None.
     """
 
     bar: tuple
     graph: tuple
     notes = ()
     save_every: int
+    images_per_item = 1
     ema = None
 
     @abstractmethod
@@ -115,6 +126,10 @@ class Task(ABC):
         """The current `Interval`."""
 
     @abstractmethod
+    def iterations(self, progress):
+        """How many iterations training takes in all."""
+
+    @abstractmethod
     def end(self, progress):
         """None, or once the end is reached a line that says so and how to go on."""
 
@@ -130,17 +145,19 @@ class Task(ABC):
 class TrainingLoop:
     """Trains a `Task`'s model: `TrainingLoop(task, config, accelerator, resume_command).fit(run)`.
 
-    config: of it `seed`, `batch_size`, `gradient_accumulation_steps`, `grad_clip` and the keys of `utils.device` are
-    read; resume_command: what a user types, before the run directory, to go on with a run that was stopped. A run that
-    goes on needs `resume(run)` before `fit`.
+    config: of it is read what is the same for all tasks, from `seed` to `tracker`; resume_command: what a user types,
+    before the run directory, to go on with a run that was stopped. A run that goes on needs `resume(run)` before `fit`.
     """
 
     def __init__(self, task, config, accelerator, resume_command):
         self.task, self.config, self.accelerator, self.resume_command = task, config, accelerator, resume_command
         self.run = None
         self.clock = None  # when the interval's first step was done, and which it was
-        self.best, self.means, self.interruption = {}, RunningMeans(), Interruption()
+        self.best, self.means, self.interruption = {}, RunningMeans(), Interruption(config.max_minutes)
+        self.agreement_interval, self.agreed = 1, time.monotonic()
         check_accelerate_settings(config)
+        if config.tracker:
+            check_tracker(config.tracker)
         choose_kernels(config.tf32, config.deterministic, fixed_shapes=True)
         set_seed(config.seed)
         model = task.build_model()
@@ -173,36 +190,42 @@ class TrainingLoop:
     # ---------------------------------------------------------------------------------------------------- the story
 
     def fit(self, run):
-        """Train to the end, in `run`. Returns whether it got there, not stopped by a signal."""
+        """Train to the end, in `run`. Returns whether it got there, not stopped by a signal or by `max_minutes`."""
         self.run = run
         for line in (f"run directory: {run.path}", describe_device(self.accelerator, self.config), *self.task.notes):
             self._say(line)
-        progress = self.progress
+        progress, config = self.progress, self.config
+        if config.tracker and self.accelerator.is_main_process:
+            run.tracker = Tracker(config.tracker, run, self.accelerator, progress.iteration)
+        self.start = time.perf_counter(), progress.iteration
         if self.task.end(progress) is not None and not progress.evaluation_due:
             self._say(self.task.end(progress))
-        with self.interruption.watch(), self._lost_processes_named():
-            while progress.evaluation_due or self.task.end(progress) is None:
-                if not progress.evaluation_due and not self._train(self.task.interval(progress)):
-                    self._say(f"stopped at {self._position()}; go on with: {self.resume_command} {run.path}")
-                    return False
-                self._finish_interval()
+        with self.interruption.watch(), self._explaining_errors():
+            try:
+                while progress.evaluation_due or self.task.end(progress) is None:
+                    if not progress.evaluation_due and not self._train(self.task.interval(progress)):
+                        raise Stopped
+                    self._finish_interval()
+            except Stopped:  # all that is needed is saved: an interval is before it is evaluated
+                self._say(f"stopped at {self._position()}; go on with: {self.resume_command} {run.path}")
+                return False
         return True
 
     def _train(self, interval):
-        """The rest of an interval. Returns False if a signal stopped it. Either way the state is saved at its end."""
+        """The rest of an interval. Returns False if it was asked to stop. Either way the state is saved at its end."""
         progress, save_every = self.progress, self.task.save_every
-        loader = self._make_loader()
         self.model.train()
         self.batches.start_at(progress.epoch, progress.batch, interval.end - progress.iteration)
         self.clock = None
-        for batches in self._with_progress_bar(self._grouped(loader), interval):
-            self._step(batches)
-            stop = self._stop_requested()
-            progress.evaluation_due = progress.iteration == interval.end
-            if stop or progress.iteration % save_every == 0 or progress.evaluation_due:
-                self.save_state()
-            if stop:
-                return False
+        with closing(self._grouped(self._make_loader())) as steps:
+            for batches in self._with_progress_bar(steps, interval):
+                self._step(batches)
+                stop = self._stop_requested()
+                progress.evaluation_due = progress.iteration == interval.end
+                if stop or progress.iteration % save_every == 0 or progress.evaluation_due:
+                    self.save_state()
+                if stop:
+                    return False
         return True
 
     def _step(self, batches):
@@ -248,7 +271,7 @@ class TrainingLoop:
         self.run.record(record)
         if self.accelerator.is_main_process:
             self.run.save_figure(f"{self.run.name}_graph", loss_graph(self.run.records(), *self.task.graph))
-        self._say(" ".join(f"{name} {value:.4g}" for name, value in record.items()))
+        self._say(" ".join(f"{name} {value:.4g}" for name, value in record.items()) + self._time_left())
         if self.accelerator.is_main_process:
             for line in diagnose(self.run.records(), self.config):
                 self._say(line)
@@ -265,7 +288,7 @@ class TrainingLoop:
         """Measure, draw and keep the best weights."""
         model = self.trained_model
         set_seed(self.config.seed)
-        with torch.no_grad():
+        with torch.no_grad(), self.interruption.raising():
             scores = self.task.evaluate(model, self.progress, self.run)
         for score, suffix in BEST.items():
             if scores.get(score, math.inf) < self.best.get(score, math.inf):
@@ -342,7 +365,7 @@ class TrainingLoop:
     def _make_loader(self):
         train_set, num_workers = self.task.train_set(self.progress)
         seed = seed_of(self.config.seed, "workers", self.progress.epoch, self.accelerator.process_index)
-        return DataLoader(
+        return Loader(
             SeededItems(train_set, self.config.seed),
             batch_sampler=self.batches,
             num_workers=num_workers,
@@ -358,7 +381,7 @@ class TrainingLoop:
 
     def _with_progress_bar(self, steps, interval):
         """The steps' batches under a progress bar."""
-        self.bar = tqdm(
+        self.bar = progress_bar(
             steps,
             desc=interval.name,
             initial=self.progress.iteration - interval.start,
@@ -386,30 +409,39 @@ class TrainingLoop:
             self.bar.set_postfix({name: f"{means[name]:.3g}" for name in self.task.bar if name in means}, refresh=False)
 
     def _speed(self):
-        """Steps per second since the interval's first step, if there were more."""
+        """Of all processes: steps and images per second since the interval's first step, if there were more; and the
+        memory of this one, in GB."""
+        memory = {"memory_gb": memory_in_use(self.accelerator.device) / 1e9}
         if self.clock is None or self.progress.iteration == self.clock[1]:
-            return {}
+            return memory
         start, first = self.clock
-        return {"steps_per_second": (self.progress.iteration - first) / (time.perf_counter() - start)}
+        speed = (self.progress.iteration - first) / (time.perf_counter() - start)
+        batches = self.config.gradient_accumulation_steps * self.accelerator.num_processes
+        images = batches * self.config.batch_size * self.task.images_per_item
+        return {"steps_per_second": speed, "images_per_second": speed * images, **memory}
+
+    def _time_left(self):
+        """How long training takes yet, at the speed since it started or went on, evaluations included: in words."""
+        start, first = self.start
+        left = self.task.iterations(self.progress) - self.progress.iteration
+        done = self.progress.iteration - first
+        if not done or not left:
+            return ""
+        return f" time left {tqdm.format_interval((time.perf_counter() - start) / done * left)}"
 
     def _stop_requested(self):
-        """Whether any process was asked to stop; all processes agree, which they only ask each other now and then."""
+        """Whether any process was asked to stop; all agree, but ask each other only every few seconds."""
+        requested = self.interruption.requested
         if self.accelerator.num_processes == 1:
-            return self.interruption.requested
-        if self.progress.iteration % READ_INTERVAL:
+            return requested
+        if self.progress.iteration % self.agreement_interval:
             return False
-        requested = torch.tensor(float(self.interruption.requested), device=self.accelerator.device)
-        return self.accelerator.reduce(requested, reduction="sum").item() > 0
-
-    @contextmanager
-    def _lost_processes_named(self):
-        """A context in which it is one line that another process has ended."""
-        try:
-            yield
-        except RuntimeError as error:
-            if self.accelerator.num_processes == 1 or not is_lost_process(error):
-                raise
-            raise TrainingError(f"another process has ended at {self._position()}; {self._last_good()}") from error
+        seconds = (time.monotonic() - self.agreed) / self.agreement_interval
+        asked = torch.tensor([float(requested), seconds], device=self.accelerator.device)
+        requests, seconds = self.accelerator.reduce(asked, reduction="mean").tolist()
+        affordable = [steps for steps in divisors(READ_INTERVAL) if steps * seconds <= AGREEMENT_SECONDS]
+        self.agreement_interval, self.agreed = max(affordable, default=1), time.monotonic()
+        return requests > 0
 
     def _say(self, line):
         """To log.txt and to the terminal."""
@@ -420,36 +452,34 @@ class TrainingLoop:
     def _position(self):
         return f"epoch {self.progress.epoch}, iteration {self.progress.iteration}"
 
+    @contextmanager
+    def _explaining_errors(self):
+        """What ends training says how to go on, on the terminal and in log.txt."""
+        try:
+            try:
+                yield
+            except torch.OutOfMemoryError as error:
+                raise UserError("the GPU's memory is full; legal: a smaller batch_size, precision bfloat16") from error
+            except RuntimeError as error:
+                if self.accelerator.num_processes == 1 or not is_lost_process(error):
+                    raise
+                raise UserError(f"another process has ended at {self._position()}") from error
+        except UserError as error:
+            text = str(error) if isinstance(error, TrainingError) else f"{error}; {self._last_good()}"
+            with suppress(UserError):  # the log cannot be written to either, perhaps for the same reason
+                self.run.log(f"error: {text}")
+            raise TrainingError(text) from error
+
     def _last_good(self):
         if not self.run.state_path.is_file():
             return "no checkpoint was saved before"
         return f"the last good checkpoint is kept; go on from it with: {self.resume_command} {self.run.path}"
 
 
+def divisors(number):
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
 def mean_of(rows):
     """The mean of dicts of scalar tensors, of which there is one at least."""
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if len(rows) > 1 else rows[0]
-
-
-class Interruption:
-    """Notes SIGINT and SIGTERM so that the loop can save first; a second signal ends the process at once."""
-
-    def __init__(self):
-        self.requested = False
-
-    @contextmanager
-    def watch(self):
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def note(number, frame):
-            self.requested = True
-            for each, handler in previous.items():
-                signal.signal(each, handler)
-
-        for number in previous:
-            signal.signal(number, note)
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)

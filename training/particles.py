@@ -7,7 +7,7 @@ import torch
 
 from configs.schema import Config, overrides_from
 from datasets.episodes import scaled
-from datasets.get_dataset import first_frames, image_dataset, video_dataset
+from datasets.get_dataset import check_first, first_frames, image_dataset, video_dataset
 from datasets.particle_cache import cached_tokens, clip_batches, data_fingerprint
 from eval.eval_gen_metrics import measure_predictions, measure_reconstructions, report, summarise
 from eval.eval_model import animate_predictions, draw_ddlp, draw_dlp, mean_elbo
@@ -61,8 +61,9 @@ class ParticleTask(Task):
 
     def __init__(self, config, accelerator):
         self.config, self.accelerator = config, accelerator
-        self.save_every = config.checkpoint_freq
+        self.save_every = config.save_every
         self.ema = None if config.ema is None else (config.ema, 1)
+        self.images_per_item = config.timestep_horizon + 1 if self.kind == "ddlp" or config.use_tracking else 1
         metrics = config.metrics if config.eval_im_metrics else ()
         recon_loss_func = None
         if config.recon_loss_type == "vgg":
@@ -113,6 +114,9 @@ class ParticleTask(Task):
     def interval(self, progress):
         start = progress.iteration - progress.batch
         return Interval(f"epoch {progress.epoch}", start, start + progress.epoch_length)
+
+    def iterations(self, progress):
+        return progress.iteration + (self.config.num_epochs - progress.epoch) * progress.epoch_length - progress.batch
 
     def end(self, progress):
         done = progress.epoch >= self.config.num_epochs
@@ -169,10 +173,15 @@ class DLPTask(ParticleTask):
     kind = "dlp"
 
     def open_training_set(self):
-        return image_dataset(self.config, "train", as_uint8=True)
+        return self._open("train")
 
     def open_validation_set(self):
-        return image_dataset(self.config, "val", as_uint8=True)
+        return self._open("val")
+
+    def _open(self, mode):
+        config, images = self.config, image_dataset(self.config, mode, as_uint8=True)
+        check_first(images, config.ds, config.image_size, config.timestep_horizon + 1 if config.use_tracking else None)
+        return images
 
     def losses(self, model, batch, progress):
         x = scaled(batch[0])
@@ -198,11 +207,15 @@ class DDLPTask(ParticleTask):
     bar = (*ParticleTask.bar, "kl_dyn")
 
     def open_training_set(self):
-        return video_dataset(self.config, "train", self.config.timestep_horizon + 1, as_uint8=True)
+        config, num_frames = self.config, self.config.timestep_horizon + 1
+        clips = video_dataset(config, "train", num_frames, as_uint8=True)
+        check_first(clips, config.ds, config.image_size, num_frames)
+        return clips
 
     def open_validation_set(self):
         needed = max(self.config.animation_horizon, self.config.timestep_horizon + 1)
         videos = video_dataset(self.config, "val", needed, as_uint8=True)
+        check_first(videos, self.config.ds, self.config.image_size, num_frames=1)
         first_frames(videos[0], needed)  # raises where an episode is too short
         return videos
 
@@ -334,6 +347,7 @@ class DDLPTask(ParticleTask):
             animate_predictions(
                 model, self.validation_items, range(count), paths, config.animation_horizon, seen, seconds
             )
+            run.track(paths[0])
         return scores
 
     def draw(self, model, x):

@@ -13,6 +13,7 @@ import cv2
 import imageio.v3 as iio
 import numpy as np
 import torch
+from imageio_ffmpeg import get_ffmpeg_version
 from matplotlib.colors import to_rgb
 from PIL import Image
 
@@ -233,6 +234,10 @@ def _gif(frames, duration):
 
 def _mp4(frames, duration):
     """The bytes of an MP4 that browsers play: yuv420p, and its index in front."""
+    try:
+        get_ffmpeg_version()
+    except (RuntimeError, OSError) as error:
+        raise UserError("an MP4 needs ffmpeg; legal: pip install imageio-ffmpeg, which brings one, or .gif") from error
     frames = _pad(frames, right=frames.shape[2] % 2, bottom=frames.shape[1] % 2)
     return iio.imwrite(
         "<bytes>",

@@ -4,6 +4,7 @@ import atexit
 import os
 from datetime import timedelta
 
+import psutil
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
@@ -108,6 +109,11 @@ def describe_device(accelerator, config):
     elif device.type == "cuda":
         words.append("not deterministic: another run, or one that goes on, agrees to rounding")
     return ", ".join(words)
+
+
+def memory_in_use(device):
+    """Bytes: of a GPU the most that was allocated so far, elsewhere those of this process."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
 def autocast(device, precision):

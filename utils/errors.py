@@ -4,6 +4,8 @@ import sys
 import warnings
 from io import TextIOWrapper
 
+from tqdm import tqdm
+
 
 class UserError(ValueError):
     """A user's mistake in a configuration, path, file or argument. Its text is one line that says what is wrong and
@@ -30,7 +32,7 @@ def run_command(main):
 
     def show(message, category, *place, **options):
         if category is UserWarning:
-            print(f"warning: {message}", file=sys.stderr)
+            tqdm.write(f"warning: {message}", file=sys.stderr)  # not into a progress bar's line
         else:
             show_other(message, category, *place, **options)
 

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import secrets
+import shutil
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -95,6 +96,14 @@ def _machine():
     except OSError:  # not Linux
         place = platform.node()
     return hashlib.sha256(place.encode()).hexdigest()[:8]
+
+
+def link_or_copy(path, other):
+    """Give a file that will not be written to any more another name, or a copy where its file system has no links."""
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
 
 
 def is_clutter(name):

@@ -16,11 +16,13 @@ def seed_of(seed, use, *place):
 
 
 def seed_everything(seed, use, *place):
-    """Seed Python's, numpy's and torch's generators, on all devices, with `seed_of`."""
+    """Seed Python's, numpy's and torch's generators, on the CPU and the GPU in use, with `seed_of`."""
     value = seed_of(seed, use, *place)
     random.seed(value)
     np.random.seed(value % 2**32)
-    torch.manual_seed(value)
+    torch.default_generator.manual_seed(value)  # `torch.manual_seed` looks for all kinds of devices first, at each step
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(value)
 
 
 @contextmanager
