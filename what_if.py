@@ -134,7 +134,7 @@ def parse_arguments(arguments=None):
     )
     for kind, (_, meaning) in EDITS.items():
         group.add_argument(f"--{kind}", action=_CollectEdit, metavar=edit_form(kind), help=meaning)
-    parser.set_defaults(edits=[])
+    parser.set_defaults(edits=[], seed=None)
     args = parser.parse_args(arguments)
     if args.path is None and args.file is None:
         parser.error("the following arguments are required: -p/--path, or --edits")
@@ -148,6 +148,8 @@ def main(arguments=None):
     edits = [parse_edit(kind, text) for kind, text in args.edits]
     if args.file is not None:
         edits = [*take_over(args, EditFile.read(args.file)), *edits]
+    if args.seed is None:
+        args.seed = 0
     request = open_prediction(args, kinds=("ddlp", "dlp", "diffuse_ddlp"))
     source = open_source(args, request)
     if edits:
@@ -166,7 +168,7 @@ def take_over(args, file):
         args.cond_steps = file.cond_steps
     if args.horizon is None:
         args.horizon = file.horizon
-    if args.seed == 0 and file.seed is not None:
+    if args.seed is None:
         args.seed = file.seed
     return file.edits
 

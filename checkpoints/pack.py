@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rundir.diffusion_run import DDLP_CONFIG_FILE, EMA_PREFIX, DiffusionRun, read_state
+from rundir.diffusion_run import DDLP_CONFIG_FILE, EMA_PREFIX, DiffusionRun, checked_state
 from rundir.run import Run
 from utils import checkpoints
 from utils.errors import UserError, run_command
@@ -49,7 +49,7 @@ def pack_diffusion(run, folder, ddlp_dir):
     """Write the moving average of a DiffuseDDLP's weights and the statistics of its particles; with `ddlp_dir` None
     its DDLP, too."""
     make_folder(folder / "saves")
-    ema = read_state(run.state_path)["ema"]
+    ema = checked_state(run.read_state(), run.state_path)["ema"]
     averages = _halved({name: value for name, value in ema.items() if name.startswith(EMA_PREFIX)})
     kept = averages | {name: ema[name].reshape(1) for name in ("initted", "step")}
     published = {"step": int(ema["step"]), "model": {}, "opt": {}, "ema": kept, "scaler": None}

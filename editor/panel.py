@@ -20,7 +20,8 @@ class ParticlePanel(ttk.Frame):
         super().__init__(parent, padding=round(8 * unit))
         self.actions, self.unit = actions, unit
         self.glimpses = None
-        self._is_setting, self._is_held, self._start = False, False, {}
+        self._is_setting, self._is_held = False, False
+        self._state = None
         # What is written into it must not change its width: the picture beside it would move.
         width = round((COLUMNS * (THUMBNAIL + GAP) + GAP) * unit)
         ttk.Frame(self, width=width).pack()
@@ -67,7 +68,7 @@ class ParticlePanel(ttk.Frame):
         )
         slider.pack(fill="x")
         scale = slider.scale
-        scale.bind("<Button-1>", lambda event, name=name: self._hold(name), add=True)
+        scale.bind("<Button-1>", lambda event: self._hold(), add=True)
         scale.bind("<ButtonRelease-1>", lambda event: self._let_go(), add=True)
         self.sliders[name] = slider
 
@@ -146,7 +147,7 @@ class ParticlePanel(ttk.Frame):
 
     # ------------------------------------------------------------------------------------------------------- sliding
 
-    def _hold(self, name):
+    def _hold(self):
         self._is_held = True
 
     def _slide(self, name):

@@ -7,30 +7,26 @@ from functools import partial
 from pathlib import Path
 from tkinter import filedialog, font, messagebox, ttk
 
-import torch
 from ttkthemes import ThemedTk
 from ttkwidgets.frames import Tooltip
 
-from editor.canvas import ParticleCanvas
+from editor.canvas import ZOOM_STEP, ParticleCanvas
 from editor.help import INSTRUCTIONS, KEYS
+from editor.jobs import decode, decode_line, export_animation, export_picture, play
 from editor.panel import ParticlePanel
-from editor.pictures import to_bytes
 from editor.player import Player
 from editor.scene import dataset_of, find_examples, find_models, generate, open_clip, open_model
 from editor.state import EditorState, in_between
 from editor.worker import Worker
 from rundir.edits import EditFile
-from utils.animation import ANIMATION_FORMATS, save_animation, side_by_side
+from utils.animation import ANIMATION_FORMATS
 from utils.errors import UserError
-from utils.plotting import enlarge, save_image, zoom_factor
-from what_if import CANVAS, compare, comparison_panels, draw_particles
 
 THEME, LARGE_THEME = "arc", "clam"  # the first is made of pictures of a fixed size, which are small on fine screens
 FINE = 1.5  # pixels, of those of 96 dots per inch, from which the second is taken
 POLL, ANIMATION_STEP, KEY_PAUSE = 15, 60, 600  # milliseconds
 NUDGE, LARGE_NUDGE = 1, 10  # pixels
 WHEEL_SCALE, WHEEL_DEPTH = 1.05, 0.1  # of a turn
-BEGINNINGS = "Model", "Example"
 TYPING = ("TEntry", "TCombobox", "TSpinbox", "TScale")  # widgets that have keys of their own
 PRESSING = ("TButton", "TCheckbutton", "TRadiobutton")  # those of the space bar
 EDIT_FILES = [("Edits", "*.json"), ("All files", "*")]
@@ -783,7 +779,7 @@ class EditorWindow(ThemedTk):
 
     def zoom(self, direction):
         """Zoom in (1), out (-1), or to the whole picture (0)."""
-        self.canvas.set_zoom(self.canvas.zoom * 1.25**direction if direction else 1)
+        self.canvas.set_zoom(self.canvas.zoom * ZOOM_STEP**direction if direction else 1)
 
     def play(self):
         """Predict how the original and the edited video go on, and play both."""
@@ -856,54 +852,3 @@ class EditorWindow(ThemedTk):
     def _end_gesture_timer(self):
         if self._gesture_timer is not None:
             self.after_cancel(self._gesture_timer)
-
-
-# ------------------------------------------------------------------------------------------- what the workers do
-
-
-@torch.no_grad()
-def decode(scene, particles):
-    """The picture of one frame's `Particles` [1, ...], uint8 [H, W, 3], and the decoded glimpses [K, 4, g, g]."""
-    drawn = scene.loaded.model.decode_all(
-        particles.z,
-        particles.z_features,
-        particles.z_bg,
-        particles.obj_on,
-        particles.z_depth,
-        z_scale=particles.z_scale,
-    )
-    return to_bytes(drawn["rec"][0]), drawn["dec_objects"][0].cpu()
-
-
-@torch.no_grad()
-def decode_line(scene, line):
-    """The pictures of `Particles` [n, ...], a list."""
-    return [to_bytes(image) for image in scene.loaded.model.render(line.map(lambda x: x[None]))[0]]
-
-
-def play(scene, edits, report):
-    """The `Comparison`, on the CPU, of a scene with its edited self."""
-    compared = compare(scene.loaded.model, scene.particles, edits, scene.horizon, report=report)
-    compared.video, compared.altered_video = compared.video.cpu(), compared.altered_video.cpu()
-    compared.particles = compared.particles.map(torch.Tensor.cpu)
-    compared.altered_particles = compared.altered_particles.map(torch.Tensor.cpu)
-    return compared
-
-
-@torch.no_grad()
-def export_picture(scene, particles, has_handles, path):
-    """Write the picture of `Particles` [1, ...], with numbered particles if wanted. Returns the path."""
-    image = scene.loaded.model.render(particles.map(lambda x: x[None]))[0].cpu()
-    if has_handles:
-        image = draw_particles(image, particles.map(torch.Tensor.cpu))
-    else:
-        image = enlarge(image, zoom_factor(image, CANVAS))
-    save_image(image[0], path)
-    return path
-
-
-def export_animation(scene, compared, path):
-    """Write both predictions, and what was recorded, side by side. Returns the path."""
-    panels = comparison_panels(compared, scene.frames, scene.num_frames)
-    save_animation(side_by_side(panels), path, scene.loaded.config.animation_fps)
-    return path

@@ -453,7 +453,9 @@ def test_files_that_do_not_fit_are_named(released):
         f"{stats}: does not fit the configuration's ParticleNormalization: mu is [9], the model's [8]"
     )
     stats.write_bytes(b"nonsense")
-    assert failure(released).startswith(f"{stats}: not a readable checkpoint (truncated, or of another kind)")
+    assert failure(released).startswith(
+        f"{stats}: not a readable checkpoint: it is truncated, damaged or of another kind"
+    )
     torch.save(released_stats(), stats)
     rewritten(state, lambda values: {**values, "ema": {**values["ema"], "ema_model.betas": torch.zeros(30)}})
     message = "does not fit the configuration's GaussianDiffusionPINT: betas is [30], the model's [20]"

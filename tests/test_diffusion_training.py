@@ -569,7 +569,7 @@ def test_weights_that_are_not_finite_are_not_saved(poisoned):
         ({"ddlp_dir": "gone"}, "ddlp_dir is gone: no such folder; legal: "),
         ({"ddlp_dir": "."}, r"no configuration of the DDLP; looked for hparams.json"),
         ({"ddlp_ckpt": "gone.pth"}, "ddlp_ckpt is gone.pth: no such file; legal: "),
-        ({"ddlp_ckpt": "other.pth"}, "other.pth: does not fit .*ObjectDynamicsDLP: lacks logvar_kp"),
+        ({"ddlp_ckpt": "other.pth"}, "other.pth: holds an empty dict; legal: the weights of an? ObjectDynamicsDLP"),
         ({"diffuse_frames": 15}, "ds balls, diffuse_frames 15: .*15 frames are more than the 14 "),
         ({"batch_size": 34}, "batch_size is 34 .* 33 items; legal: at most 33"),
         ({"ds": "shapes"}, "ds shapes, diffuse_frames 4: .*has videos"),

@@ -276,6 +276,8 @@ def test_generated_frames_are_edited_too(place, monkeypatch):
     )
     ask(place, "--edits", "edits.json")
     assert torch.equal(shown[-1][2].particles.z, first) and shown[-1][3] == [Edit("move", (1,), (0.2, 0.1), 3)]
+    ask(place, "--edits", "edits.json", "--seed", 0)
+    assert not torch.equal(shown[-1][2].particles.z, first)
     with pytest.raises(UserError, match="a DiffuseDDLP sees nothing"):
         ask(place, "-p", "checkpoints/diffuse-ddlp-balls", "--video", "assets/balls/0")
 

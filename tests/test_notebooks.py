@@ -11,7 +11,7 @@ import pytest
 from tests.balls import ROOT
 
 FOLDER = ROOT / "notebooks"
-NAMES = ["ddlp_pretrained_loading_generation", "dlpv2_ddlp_walkthrough_tutorial"]
+NAMES = ["ddlp_pretrained_loading_generation", "dlpv2_ddlp_walkthrough_tutorial", "train_on_your_own_video"]
 MOST_BYTES = 5_000_000  # of all notebooks together
 
 

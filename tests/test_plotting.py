@@ -556,6 +556,13 @@ def test_loss_graph_is_written_with_values_missing(tmp_path):
     assert plotting.loss_graph([]).shape == (3, 800, 1200)
 
 
+def test_an_odd_number_of_panels_leaves_the_last_place_empty():
+    picture = plotting.loss_graph([{"epoch": 0, "loss": 1.0}, {"epoch": 1, "loss": 0.5}], {"loss": ("loss",)})
+    assert picture.shape == (3, 400, 1200)
+    left, right = picture[:, :, :560], picture[:, :, 640:]
+    assert left.min() < 0.5 and (right == 1).all()
+
+
 def test_a_loss_graph_shows_only_what_is_there():
     base = [{"epoch": epoch, "loss": 1.0 + epoch} for epoch in range(5)]
     with_gap = [*base[:2], {"epoch": 2, "loss": float("nan"), "kl": None}, *base[3:]]

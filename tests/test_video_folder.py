@@ -755,12 +755,12 @@ def forget(monkeypatch):
     monkeypatch.setattr(video_folder_ds, "_counted", {})
 
 
-def test_frames_are_counted_once(root, probes, monkeypatch, capsys):
+def test_frames_are_counted_once(root, probes, monkeypatch):
     for number, split in enumerate(("train", "val", "test")):
         write_file(root / split / f"{split}.avi", random_frames(4 + number, number))
     VideoFolderVideos(root, "train", 8, 3)
     VideoFolderVideos(root, "train", 8, 4)
-    assert probes == ["train.avi"] and "counting the frames of" in capsys.readouterr().err
+    assert probes == ["train.avi"]
     forget(monkeypatch)  # as in another process
     VideoFolderVideos(root, "train", 8, 3)
     VideoFolderVideos(root, "val", 8, 3)

@@ -481,8 +481,11 @@ def loss_graph(records, panels=LOSS_PANELS, progress="epoch"):
     """
     rows = ceil(len(panels) / 2)
     figure = Figure(figsize=(12, 4 * rows), dpi=100, layout="constrained")
-    for axes, (label, keys) in zip(figure.subplots(rows, 2).flat, panels.items(), strict=True):
+    places = figure.subplots(rows, 2).flat
+    for axes, (label, keys) in zip(places, panels.items(), strict=False):
         _draw_curves(axes, label, {key: _curve(records, key, progress) for key in keys}, progress)
+    for axes in places[len(panels) :]:
+        axes.set_axis_off()
     return _figure_pixels(figure)
 
 
