@@ -318,7 +318,7 @@ def test_what_if_a_particle_were_elsewhere(ddlp, clip):
         other = unroll(moved)
         torch.testing.assert_close(other[0][:, :T] - unrolled[0][:, :T], moved - fg["z"])
         assert (other[0] - unrolled[0])[:, T:].abs().amin(dim=(0, 1, 3))[2] > 0.1  # it goes on from there
-        assert (draw(other) - draw(unrolled)).abs().flatten(1).amax(1).min() > 1e-3
+        assert (draw(other) - draw(unrolled)).abs().amax() > 1e-3  # in some frames it may be outside the picture
 
 
 def test_a_ddlp_is_evaluated(config, ddlp, tmp_path):
