@@ -5,6 +5,9 @@ import torch
 
 from datasets import balls_preparation
 from datasets.get_dataset import get_video_dataset
+from datasets.shapes_ds import ShapesDataset
+from eval.eval_gen_metrics import measure_reconstructions
+from eval.image_metrics import ImageMetrics
 from eval.tracking import pixel_positions
 from rundir import load_model
 from tests.balls import ROOT
@@ -31,6 +34,26 @@ def test_ddlp_balls_finds_and_draws_the_balls(balls):
     points = pixel_positions(particles.z, 64)
     nearest = (points[:, :, :, None] - positions[:, :, None]).norm(dim=-1).amin(2)  # [8, 10, 3], pixels
     assert (nearest < 1).float().mean() > 0.85
+
+
+def test_dlp_shapes_finds_and_draws_shapes(tmp_path):
+    """About as its README says: 25.6 dB, 75% found, 2.0 visible particles for each shape."""
+    shapes = ShapesDataset(tmp_path, "test", num_images=40, seed=5).annotated()
+    model = load_model(CHECKPOINTS / "dlp-shapes")
+    measured = measure_reconstructions(model, shapes, ImageMetrics(("psnr",), torch.device("cpu")), position=True)
+    assert measured["psnr"] > 24 and measured["found"] > 0.65 and measured["visible_per_object"] < 2.3
+
+
+def test_diffuse_ddlp_balls_draws_round_balls():
+    """What it generates has black pixels and those of two to three and a half bright balls, as the videos have three."""
+    model = load_model(CHECKPOINTS / "diffuse-ddlp-balls")
+    particles = model.sample_particles(8, 4, seed=3)
+    assert particles.z.shape == (8, 4, 6, 2) and particles.z.abs().max() < 1.1
+    first = model.ddlp.render(particles.frames([0]))[:, 0]
+    brightest = first.amax(1)
+    covered = (brightest > 0.5).float().mean().item() * 64**2 / (torch.pi * 8**2)
+    assert 1.8 < covered < 3.6  # balls, where three do not overlap
+    assert ((brightest > 0.15) & (brightest < 0.85)).float().mean() < 0.06  # edges alone
 
 
 def test_every_shipped_file_is_small():
