@@ -213,7 +213,8 @@ def test_a_step_on_the_fly_equals_one_on_kept_particles(ddlp, tmp_path):
         loop.task.losses = noting(loop.task.losses, losses[on_the_fly])
         made.append(fit(loop))
     first, second = (checkpoints.load(run.stats_path) for run in made)
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5, msg=name)
     assert len(losses[True]) == 8 and losses[True] == pytest.approx(losses[False], rel=1e-4)
     first, second = (run.load_state()["model"] for run in made)
     assert all(torch.allclose(value, second[name], atol=1e-3) for name, value in first.items())
