@@ -45,7 +45,7 @@ def test_dlp_shapes_finds_and_draws_shapes(tmp_path):
 
 
 def test_diffuse_ddlp_balls_draws_round_balls():
-    """What it generates has black pixels and those of two to three and a half bright balls, as the videos have three."""
+    """What it generates has black pixels and those of two to four bright balls; the videos have three."""
     model = load_model(CHECKPOINTS / "diffuse-ddlp-balls")
     particles = model.sample_particles(8, 4, seed=3)
     assert particles.z.shape == (8, 4, 6, 2) and particles.z.abs().max() < 1.1
