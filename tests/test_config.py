@@ -600,7 +600,9 @@ def test_generator_as_a_command(tmp_path):
     good = [*command, "--ds", "shapes", "--out", "mine.json", "--metrics", "psnr"]
     done = subprocess.run(good, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and "wrote mine.json" in done.stdout
-    assert Config.load(tmp_path / "mine.json") == Config.load("shapes").replace(metrics=["psnr"])
+    written, shapes = Config.load(tmp_path / "mine.json"), Config.load("shapes")
+    assert written == shapes.replace(metrics=["psnr"], root=written.root)
+    assert written.root in (shapes.root, str(REPOSITORY / "data" / "shapes"))  # the latter where that is a folder
     bad = [*command, "--ds", "shapes", "--out", "other.json", "--anchor_s", "0.3"]
     failed = subprocess.run(bad, cwd=tmp_path, capture_output=True, text=True)
     assert failed.returncode == 2 and failed.stderr.count("\n") == 1
