@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from datasets.examples import Examples
-from eval.eval_gen_metrics import BASELINES, LABELS, measure_predictions, measure_reconstructions
+from eval.eval_gen_metrics import LABELS, curves_by_method, measure_predictions, measure_reconstructions
 from eval.eval_model import draw_dlp
 from eval.image_metrics import ImageMetrics
 from eval.tracking import pixel_positions
@@ -54,11 +54,7 @@ def predict(model, examples, folder):
     over_time = measure_predictions(
         model, examples, _image_metrics(model), HORIZON, SEEN, position=True, baselines=True, batch_size=5
     )
-    methods = {"": "DDLP", **BASELINES}
-    names = [name for name in over_time if name in LABELS]
-    curves = {
-        LABELS[name]: {method: over_time[name + end].means() for end, method in methods.items()} for name in names
-    }
+    curves = curves_by_method(over_time)
     save_image(horizon_graph(curves, first=SEEN), folder / "predicted.png")
     rows = [["", *(f"{n} ahead" for n in AHEAD)]]
     for label, by_method in curves.items():

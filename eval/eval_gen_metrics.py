@@ -277,6 +277,16 @@ def summarise(over_time):
     return summary
 
 
+def curves_by_method(over_time):
+    """What `horizon_graph` draws of measurements with `baselines`: label to method to the means at each frame."""
+    methods = {"": "DDLP", **BASELINES}
+    return {
+        LABELS[name]: {method: over_time[name + end].means() for end, method in methods.items()}
+        for name in over_time
+        if name in LABELS
+    }
+
+
 def table(over_time, cond_steps):
     """DDLP's means at some of the frames, the first and the last among them, as lines of text."""
     names = [name for name in over_time if name in LABELS]
@@ -334,11 +344,9 @@ def measure_ddlp(args, run, images):
     curves = {name: values.means() for name, values in over_time.items()}
     frames = list(range(request.cond_steps, request.horizon))
     write_json(folder / "metrics_over_time.json", {"frame": frames, **curves})
-    methods, names = {"": "DDLP", **BASELINES}, [name for name in over_time if name in LABELS]
-    panels = {LABELS[name]: {method: curves[name + end] for end, method in methods.items()} for name in names}
-    save_image(horizon_graph(panels, first=request.cond_steps), folder / "metrics_over_time.png")
+    save_image(horizon_graph(curves_by_method(over_time), first=request.cond_steps), folder / "metrics_over_time.png")
     print("\n".join(table(over_time, request.cond_steps)))
-    for name in names:
+    for name in (name for name in over_time if name in LABELS):
         print(f"{LABELS[name]}: {summary[name]:.4f} (std {summary[f'{name}_std']:.4f})")
         for end, method in BASELINES.items():
             print(f"  {method}: {summary[name + end]:.4f} (std {summary[f'{name}{end}_std']:.4f})")

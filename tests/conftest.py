@@ -5,6 +5,7 @@ import os
 import pytest
 
 from tests.balls import make_data, make_run
+from tests.editor_models import write_assets, write_checkpoints
 from tests.pretrained_weights import write_weight_files
 
 
@@ -49,3 +50,12 @@ def deterministic():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with small checkpoints/ and assets/ for the editor; each module's own, which may add to it."""
+    folder = tmp_path_factory.mktemp("place")
+    write_checkpoints(folder / "checkpoints")
+    write_assets(folder / "assets")
+    return folder

@@ -11,7 +11,7 @@ from editor.scene import Scene, dataset_of, find_examples, find_models, generate
 from editor.state import EditorState, in_between, join
 from modules.particles import Particles
 from rundir.edits import Edit, EditFile, apply_edits
-from tests.editor_models import SEEN, K, scattered_particles, write_assets, write_checkpoints, write_frames
+from tests.editor_models import SEEN, K, scattered_particles, write_frames
 from tests.small_dlp import images
 from utils.errors import UserError
 
@@ -255,14 +255,6 @@ def test_edits_of_particles_that_are_not_there_do_not_open():
 
 
 # ------------------------------------------------------------------------------------------------ models and examples
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("place")
-    write_checkpoints(folder / "checkpoints")
-    write_assets(folder / "assets")
-    return folder
 
 
 def test_models_and_examples_are_found_by_their_names(place, tmp_path):

@@ -17,21 +17,12 @@ import what_if
 from rundir.edits import Edit, EditFile
 from tests.balls import ROOT, run_in
 from tests.displays import display, start_display  # noqa: F401 (a fixture)
-from tests.editor_models import HORIZON, SEEN, write_assets, write_checkpoints, write_frames
+from tests.editor_models import HORIZON, SEEN, write_frames
 from tests.small_dlp import images
 from utils.errors import UserError
 
 SHIFT, CONTROL, PRESSED = 0x1, 0x4, 0x100  # of an event's state
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with checkpoints/ and assets/."""
-    folder = tmp_path_factory.mktemp("place")
-    write_checkpoints(folder / "checkpoints")
-    write_assets(folder / "assets")
-    return folder
 
 
 class Person:

@@ -12,7 +12,7 @@ from datasets.examples import clip_size, read_clip
 from rundir import load_model
 from rundir.edits import EDITS, Edit, EditFile, apply_edits, fading_weights, parse_edit
 from tests.balls import run_in
-from tests.editor_models import HORIZON, SEEN, scattered_particles, write_assets, write_checkpoints, write_frames
+from tests.editor_models import HORIZON, SEEN, scattered_particles, write_frames
 from tests.small_dlp import images
 from utils.animation import save_animation
 from utils.errors import UserError
@@ -27,15 +27,6 @@ EVERY_KIND = (
     Edit("appearance", (2,), (3.0,)),
     Edit("remove", (3,)),
 )
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with checkpoints/ and assets/."""
-    folder = tmp_path_factory.mktemp("place")
-    write_checkpoints(folder / "checkpoints")
-    write_assets(folder / "assets")
-    return folder
 
 
 # ------------------------------------------------------------------------------------------------- edits of one frame

@@ -11,8 +11,7 @@ from PIL import Image
 import what_if as command
 from modules.particles import Particles
 from rundir.edits import EDITS, Edit, apply_edits, parse_edit
-from tests.balls import run_in
-from tests.predictions import COND, HORIZON, predict, videos
+from tests.balls import COND, HORIZON, predict, run_in, videos
 from utils import checkpoints
 from utils.animation import Panel, ground_truth_panel, prediction_panel, side_by_side
 from utils.errors import UserError

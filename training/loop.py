@@ -270,10 +270,11 @@ class TrainingLoop:
         record |= self._speed() | self.means.means() | self._evaluate()
         self.run.record(record)
         if self.accelerator.is_main_process:
-            self.run.save_figure(f"{self.run.name}_graph", loss_graph(self.run.records(), *self.task.graph))
+            records = self.run.records()
+            self.run.save_figure(f"{self.run.name}_graph", loss_graph(records, *self.task.graph))
         self._say(" ".join(f"{name} {value:.4g}" for name, value in record.items()) + self._time_left())
         if self.accelerator.is_main_process:
-            for line in diagnose(self.run.records(), self.config):
+            for line in diagnose(records, self.config):
                 self._say(line)
         with warnings.catch_warnings():
             # Where a run goes on with an evaluation, PyTorch misses a step of the optimiser before.
