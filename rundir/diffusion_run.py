@@ -18,6 +18,7 @@ from rundir.run import Run, RunDirectory, first_file, prepare_logdir, read_confi
 from utils import checkpoints
 from utils.errors import UserError
 from utils.files import atomic_write, read_json, write_json
+from utils.foreign_weights import describe
 
 DDLP_CONFIG_FILE = "ddlp_hparams.json"
 STATE_ENTRIES = ("step", "model", "opt", "ema", "scaler")
@@ -158,6 +159,8 @@ def checked_state(state, path):
     lacking = [name for name in STATE_ENTRIES if not isinstance(state, dict) or name not in state]
     if lacking:
         raise UserError(f"{path}: not a model.pth of DiffuseDDLP: lacks {', '.join(lacking)}")
+    if not isinstance(state["ema"], dict):
+        raise UserError(f"{path}: not a model.pth of DiffuseDDLP: its ema is {describe(state['ema'])}")
     ema = dict(state["ema"])
     for name in ("initted", "step"):
         if name not in ema or not torch.is_tensor(ema[name]) or ema[name].numel() != 1:

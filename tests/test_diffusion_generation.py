@@ -465,6 +465,8 @@ def test_files_that_do_not_fit_are_named(released):
     assert failure(released, "--checkpoint", ddlp) == (
         f"{ddlp}: not a model.pth of DiffuseDDLP: lacks step, model, opt, ema, scaler"
     )
+    torch.save({**released_state(), "ema": None}, state)
+    assert failure(released) == f"{state}: not a model.pth of DiffuseDDLP: its ema is a NoneType"
     torch.save({**released_state(), "ema": {}}, state)
     assert failure(released) == f"{state}: not a model.pth of DiffuseDDLP: its ema lacks initted, one number"
     torch.save(released_state(), state)
