@@ -142,6 +142,16 @@ def file_lock(path, waiting=None):
         lock.release()
 
 
+def try_lock(path):
+    """The lock of the file at `path`, held until its `release()`, or None where another process holds it. Raises
+    OSError as `file_lock` does."""
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        return lock.acquire(timeout=0).lock
+    except Timeout:
+        return None
+
+
 def read_json(path):
     """What a JSON file holds; `UserError` if there is none, if it cannot be read, is not valid JSON or has a key
     twice."""
