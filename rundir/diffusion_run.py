@@ -119,6 +119,8 @@ class DiffusionRun(RunDirectory):
         identity: what its particles must be of; `UserError` if they are not, as far as the directory says.
         """
         found = read_json(self.identity_path) if identity and self.identity_path.is_file() else {}
+        if not isinstance(found, dict):
+            raise UserError(f"{self.identity_path}: not a JSON object")
         for name, expected in (identity or {}).items():
             if found.get(name, expected) != expected:
                 raise UserError(

@@ -1,5 +1,6 @@
 """Files that are never half-written, JSON among them, locks between processes, and how many cores there are."""
 
+import argparse
 import glob
 import hashlib
 import json
@@ -104,6 +105,14 @@ def link_or_copy(path, other):
         os.link(path, other)
     except OSError:
         shutil.copyfile(path, other)
+
+
+def given_path(text):
+    """The type of an argparse argument that is a path: with ~ expanded, which a shell does not do behind "=", and not
+    empty, as a variable of the shell that is not set would make it."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; legal: a path")
+    return Path(os.path.expanduser(text))
 
 
 def is_clutter(name):
