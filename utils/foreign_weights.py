@@ -189,9 +189,12 @@ def _in_words(kind):
     return words.get(kind.rpartition(".")[2], kind) if kind.startswith("numpy.") else kind
 
 
+def with_article(noun):
+    return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
+
+
 def _refusal(what, command):
-    article = "an" if what[0] in "aeiou" else "a"
     return (
-        f"holds {article} {what}, which is not loaded for safety; if you trust where it comes from, save its weights"
-        f" again: python -c {shlex.quote(command)}"
+        f"holds {with_article(what)}, which is not loaded for safety; if you trust where it comes from, save its"
+        f" weights again: python -c {shlex.quote(command)}"
     )
