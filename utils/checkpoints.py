@@ -15,7 +15,15 @@ from safetensors.torch import load_file
 
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.foreign_weights import describe, describe_file, find_weights, is_safetensors, kind_of_weights, refusal
+from utils.foreign_weights import (
+    describe,
+    describe_file,
+    find_weights,
+    is_safetensors,
+    keys_of_weights,
+    kind_of_weights,
+    refusal,
+)
 
 
 def save(contents, path):
@@ -104,6 +112,13 @@ def insert_weights(model, weights, path):
         if name in weights and weights[name].shape != value.shape
     ]
     if problems:
+        theirs, ours = keys_of_weights(weights), keys_of_weights(expected)
+        differ = [f"{key} {value} (not {ours[key]})" for key, value in theirs.items() if ours.get(key, value) != value]
+        if differ:
+            raise UserError(
+                f"{path}: does not fit the configuration's {type(model).__name__}: it is of {', '.join(differ)}; legal:"
+                " the configuration that it was trained with, mostly hparams.json beside it"
+            )
         more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
         raise UserError(f"{path}: does not fit the configuration's {type(model).__name__}: {problems[0]}{more}")
     model.load_state_dict(weights)

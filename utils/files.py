@@ -38,7 +38,7 @@ def atomic_write(path, replace=True):
     """
     path = Path(path)
     remove_abandoned(path.parent, glob.escape(path.stem), path.suffix)
-    writer = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    writer = f"{machine_id()}-{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.stem}.{writer}.part{path.suffix}")
     before = _identity(path)
     try:
@@ -74,7 +74,7 @@ def remove_abandoned(folder, stem, suffix):
 def _is_abandoned(temporary):
     machine, _, rest = temporary.name.removesuffix(f".part{temporary.suffix}").rpartition(".")[2].partition("-")
     process = rest.partition("-")[0]
-    if machine == _machine() and process.isdecimal() and not _is_running(int(process)):
+    if machine == machine_id() and process.isdecimal() and not _is_running(int(process)):
         return True
     return time.time() - temporary.stat().st_mtime > ABANDONED
 
@@ -89,7 +89,7 @@ def _is_running(process):
 
 
 @cache
-def _machine():
+def machine_id():
     """A short name of what a process number is unique in: a container or machine since it was started."""
     try:
         place = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8") + os.readlink("/proc/self/ns/pid")
