@@ -68,11 +68,13 @@ class BaseConfig:
     """What the configurations share; a subclass is a frozen dataclass whose fields are made by `key`.
 
     A field without a default is a key that must be given; `IGNORED` are keys that are accepted without an effect,
-    `FORMER` former names of keys, which older files have.
+    `FORMER` former names of keys, which older files have, `FOREIGN` keys that only files of another kind have, each
+    with what that is.
     """
 
     IGNORED = frozenset({"kind"})  # of a run, which its directory's file names
     FORMER = MappingProxyType({})
+    FOREIGN = MappingProxyType({})
 
     @staticmethod
     def is_own_file(name):
@@ -102,6 +104,8 @@ class BaseConfig:
             return mapping
         if not isinstance(mapping, Mapping):
             raise UserError(f"{where}: not a JSON object of keys and values")
+        for name in cls.FOREIGN.keys() & mapping.keys():
+            raise UserError(f"{where}: has the key {name}: it is {cls.FOREIGN[name]}")
         keys = cls.keys()
         for former in cls.FORMER.keys() & mapping.keys():
             mapping = {cls.FORMER[former]: mapping[former], **mapping}
@@ -268,6 +272,7 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
 
     IGNORED = BaseConfig.IGNORED | {"context_dim"}  # published once, without an effect
     FORMER = MappingProxyType({"checkpoint_freq": "save_every"})
+    FOREIGN = MappingProxyType({"ddlp_dir": "the configuration of a DiffuseDDLP, which train_diffuse_ddlp.py reads"})
 
     @staticmethod
     def is_own_file(name):
@@ -362,6 +367,10 @@ class DiffuseConfig(BaseConfig):
     seed: int = key(0, "seed of the random numbers", SEED)
     num_workers: int = key(2, "processes that load data", at_least(0), resumable=True)
     cache: bool = key(True, "keep decoded frames on disk, instead of decoding them for every item", resumable=True)
+
+    FOREIGN = MappingProxyType(
+        {"n_kp_enc": "the configuration of a DLPv2 or DDLP, which train_dlp.py and train_ddlp.py read"}
+    )
 
     @staticmethod
     def is_own_file(name):

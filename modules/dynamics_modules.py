@@ -8,15 +8,9 @@ d and d_bg the widths of the appearance and of the background.
 import torch
 from torch import nn
 
-from modules.modules import (
-    Attention,
-    TransformerBlock,
-    apply_heads,
-    full_precision,
-    init_transformer_weights,
-    mlp,
-)
+from modules.modules import apply_heads, full_precision, mlp
 from modules.particles import BetaParams, Gaussian, Particles, Prediction
+from modules.transformer import Attention, TransformerBlock, init_transformer_weights
 
 DEPTH_MARK = "depth_logvar_from_mean"  # in the state dicts of models without the published depth logvar
 

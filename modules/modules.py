@@ -25,6 +25,7 @@ from modules.spatial import (
     paste_glimpses,
     square_mask,
 )
+from modules.transformer import Attention, TransformerBlock, apply_together, init_transformer_weights
 
 HIDDEN_DIM = 256  # width of the fully connected layers of the encoders and decoders
 MAP_CHANNELS = 32  # channels of the maps that encoders end with and decoders begin with
@@ -68,7 +69,7 @@ def init_conv_weights(module):
 def apply_heads(hidden, *heads):
     """Linear layers of one input, in the precision of their weights: a list of their outputs."""
     with full_precision(hidden):
-        return [head(hidden.to(head.weight.dtype)) for head in heads]
+        return apply_together(hidden.to(heads[0].weight.dtype), heads)
 
 
 def padded_conv(cin, cout, kernel, stride, pad_mode):
@@ -237,72 +238,6 @@ class GlimpseDecoder(nn.Module):
     def forward(self, z_features):
         maps = self.fc(z_features).unflatten(-1, (MAP_CHANNELS, MAP_SIZE, MAP_SIZE))
         return torch.sigmoid(run_layers(maps, self.main).to(self.main.final_conv.dtype))
-
-
-# ----------------------------------------------------------------------------------------------------- transformer
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention: [B, L, C] -> [B, L, C].
-
-    bias: [heads, L, L] or None, added to the logits; queries: the tokens that ask, [B, M, C], if those are not all: it
-    returns [B, M, C] then, and the bias is [heads, M, L].
-    """
-
-    def __init__(self, dim, heads, dropout, linear_bias):
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.key = nn.Linear(dim, dim, bias=linear_bias)
-        self.query = nn.Linear(dim, dim, bias=linear_bias)
-        self.value = nn.Linear(dim, dim, bias=linear_bias)
-        self.proj = nn.Linear(dim, dim, bias=linear_bias)
-        self.resid_drop = nn.Dropout(dropout)
-
-    def forward(self, x, bias=None, queries=None):
-        q, k, v = self.query(x if queries is None else queries), self.key(x), self.value(x)
-        q, k, v = (tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2) for tokens in (q, k, v))
-        dropout = self.dropout if self.training else 0.0
-        bias = None if bias is None else bias.unsqueeze(0)  # a CPU's fast kernel takes four dimensions alone
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
-        return self.resid_drop(self.proj(out.transpose(1, 2).flatten(2)))
-
-
-class TransformerMLP(nn.Module):
-    """[*, C] -> [*, C] through `ratio` * C."""
-
-    def __init__(self, dim, ratio, activation, dropout):
-        super().__init__()
-        self.fc_1 = nn.Linear(dim, ratio * dim)
-        self.act = activation()
-        self.proj = nn.Linear(ratio * dim, dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x):
-        return self.dropout(self.proj(self.act(self.fc_1(x))))
-
-
-class TransformerBlock(nn.Module):
-    """A pre-norm transformer block around an attention module: x to a tensor of the same shape, [..., C]."""
-
-    def __init__(self, dim, attention, mlp_ratio, activation, dropout):
-        super().__init__()
-        self.ln1 = nn.LayerNorm(dim)
-        self.ln2 = nn.LayerNorm(dim)
-        self.attn = attention
-        self.mlp = TransformerMLP(dim, mlp_ratio, activation, dropout)
-
-    def forward(self, x):
-        x = x + self.attn(self.ln1(x))
-        return x + self.mlp(self.ln2(x))
-
-
-def init_transformer_weights(module):
-    """Initial weights of a transformer: Linear N(0, 0.02) with zero bias, LayerNorm 1 and 0 (PyTorch's default)."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, 0, 0.02)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
 
 
 class FourierFeatures(nn.Module):

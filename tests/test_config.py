@@ -376,6 +376,8 @@ def write(path, content):
         (b'{"ds": "\xff"}', r"invalid JSON: 'utf-8' codec can't decode"),
         (b'{"ds": "shapes", "batch_size": ' + b"1" * 5000 + b"}", r"invalid JSON: Exceeds the limit"),
         (b'["shapes"]', r"not a JSON object"),
+        (b'{"ds": "shapes", "lr": 0.1, "lr": 0.2}', r'invalid JSON: the key "lr" is there twice'),
+        (b'{"ds": "shapes", "ddlp_dir": "run"}', r"has the key ddlp_dir: it is the configuration of a DiffuseDDLP"),
         (b'{"ds": "shapes", "lr": NaN}', r"lr is NaN; legal: a finite number"),
         (b'{"ds": "shapes", "lr": 1e999}', r"lr is Infinity; legal: a finite number"),
         (b'{"lr": 0.1}', r"ds is missing"),

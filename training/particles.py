@@ -362,7 +362,7 @@ def train(task_class, config, run_path=None):
     accelerator = make_accelerator(config.device, leaves_parameters_unused(config))
     task = task_class(config, accelerator)
     loop = TrainingLoop(task, config, accelerator, resume_command(task.kind, accelerator))
-    if run_path:
+    if run_path is not None:
         run = Run.open(run_path, accelerator.is_main_process)
         loop.resume(run)
         run.save_config(config)
@@ -379,7 +379,7 @@ def train_command(task_class, description, arguments=None):
     `sys.argv`."""
     args = parse_arguments(description, Config, ("-d", "--dataset"), arguments)
     overrides = overrides_from(args)
-    if args.resume:
+    if args.resume is not None:
         run = Run.open(args.resume)
         if run.kind != task_class.kind:
             raise UserError(f"{run.path} is a run of kind {run.kind}; this command goes on with kind {task_class.kind}")

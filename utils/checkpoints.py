@@ -23,6 +23,7 @@ from utils.foreign_weights import (
     keys_of_weights,
     kind_of_weights,
     refusal,
+    with_article,
 )
 
 
@@ -87,7 +88,9 @@ def load_weights(model, path):
     contents, expected = load(path), model.state_dict()
     found, others = find_weights(contents, expected, optional_entries(model))
     if found is None:
-        raise UserError(f"{path}: holds {describe(contents)}; legal: the weights of a {type(model).__name__}")
+        raise UserError(
+            f"{path}: holds {describe(contents)}; legal: the weights of {with_article(type(model).__name__)}"
+        )
     kind, wanted = kind_of_weights(found.weights), kind_of_weights(expected)
     if kind != wanted and wanted is not None and kind is not None:
         raise UserError(f"{path}: holds {kind}; legal: {wanted}")
@@ -111,6 +114,11 @@ def insert_weights(model, weights, path):
         for name, value in expected.items()
         if name in weights and weights[name].shape != value.shape
     ]
+    problems += [
+        f"{name} is {_kind(weights[name])}, the model's {_kind(value)}"
+        for name, value in expected.items()
+        if name in weights and _kind(weights[name]) != _kind(value)
+    ]
     if problems:
         theirs, ours = keys_of_weights(weights), keys_of_weights(expected)
         differ = [f"{key} {value} (not {ours[key]})" for key, value in theirs.items() if ours.get(key, value) != value]
@@ -121,7 +129,18 @@ def insert_weights(model, weights, path):
             )
         more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
         raise UserError(f"{path}: does not fit the configuration's {type(model).__name__}: {problems[0]}{more}")
+    names = [name for name, _ in model.named_parameters() if not torch.isfinite(weights[name]).all()]
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise UserError(f"{path}: {names[0]}{more} hold values that are NaN or infinite; legal: finite weights")
     model.load_state_dict(weights)
+
+
+def _kind(tensor):
+    """What decides whether a tensor can take another's values: any floats can, but no integers, say."""
+    if tensor.layout != torch.strided:
+        return "sparse"
+    return "floats" if tensor.is_floating_point() else str(tensor.dtype)
 
 
 def optional_entries(model):

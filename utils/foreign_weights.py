@@ -232,6 +232,10 @@ def _in_words(kind):
     return words.get(kind.rpartition(".")[2], kind) if kind.startswith("numpy.") else kind
 
 
+def with_article(noun):
+    return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
+
+
 # Of whatever a file holds: the tensors in it, NumPy's arrays as such, and None in place of everything else.
 _TENSORS = (
     'w = lambda v: w(v.state_dict()) if hasattr(v, "state_dict") else {k: w(x) for k, x in v.items()}'
@@ -242,10 +246,9 @@ _TENSORS = (
 
 def _refusal(what, path, load="torch.load({}, weights_only=False)"):
     """The words of `refusal`. what: the file holds; load: Python that loads it by its name."""
-    article = "an" if what[0] in "aeiou" else "a"
     old, new = json.dumps(str(path)), json.dumps(str(path.with_name(f"{path.stem}_weights.pth")))
     command = f"import numpy, pickle, torch; {_TENSORS}; torch.save(w({load.format(old)}), {new})"
     return (
-        f"holds {article} {what}, which is not loaded for safety; if you trust where it comes from, save its weights"
-        f" again: python -c {shlex.quote(command)}"
+        f"holds {with_article(what)}, which is not loaded for safety; if you trust where it comes from, save its"
+        f" weights again: python -c {shlex.quote(command)}"
     )
