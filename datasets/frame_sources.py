@@ -161,7 +161,7 @@ class FrameFolders(FrameSource):
         for entry in self._entries(folder):
             stem, ending = os.path.splitext(entry.name)
             number = stem.removeprefix(self.prefix)
-            if ending != ".png":
+            if ending != ".png" or not entry.is_file():
                 continue
             if not stem.startswith(self.prefix) or not _is_number(number):
                 raise UserError(f"{entry.path}: is not a frame's name; {self._legal}")
