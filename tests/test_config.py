@@ -31,10 +31,13 @@ PUBLISHED_DDLP = {
 ADDED = {
     "bg_learned_feature_dim": None,
     "depth_logvar_from_mean": False,
+    "pretrained_dynamics": True,
+    "beta_dyn_l1": 0.0,
     "discount_iterations": 10_000,
     "dyn_only_epoch": None,
     "dyn_particle_cache": True,
     "pint_noise": 0.0,
+    "pint_bias_lr": 1.0,
     "cuda_graphs": False,
     "precision": "float32",
     "gradient_accumulation_steps": 1,

@@ -88,8 +88,12 @@ class ParticleTask(Task):
 
     def make_optimizer(self, model):
         config = self.config
-        adam = make_adam(model.parameters(), config.lr, config.adam_betas, config.adam_eps, config.weight_decay)
-        return adam, config.scheduler_gamma
+        options = config.lr, config.adam_betas, config.adam_eps, config.weight_decay
+        return make_adam(self.parameter_groups(model), *options), config.scheduler_gamma
+
+    def parameter_groups(self, model):
+        """What Adam trains: parameters, or groups of them with learning rates of their own."""
+        return model.parameters()
 
     def open_data(self):
         # The validation set first: what is wrong with it shows before training starts.
@@ -241,6 +245,14 @@ class DDLPTask(ParticleTask):
             losses = self.model.calc_elbo_static(x, output, **self.elbo_options, **stage)
         return {**losses, **training_health(x, output)}
 
+    def parameter_groups(self, model):
+        factor, named = self.config.pint_bias_lr, list(model.named_parameters())
+        if factor == 1.0:
+            return super().parameter_groups(model)
+        biases = [parameter for name, parameter in named if "rel_pos_bias" in name]
+        others = [parameter for name, parameter in named if "rel_pos_bias" not in name]
+        return [{"params": others}, {"params": biases, "lr": factor * self.config.lr}]
+
     def kind_of_step(self, progress):
         with_dynamics, alone = progress.epoch >= self.config.start_dyn_epoch, self._trains_dynamics_alone(progress)
         return (*super().kind_of_step(progress), with_dynamics, alone)
@@ -253,6 +265,7 @@ class DDLPTask(ParticleTask):
             model(posterior, pint_noise=config.pint_noise),
             config.beta_dyn,
             dynamic_discount(progress, config, posterior.z_base.device),
+            beta_dyn_l1=config.beta_dyn_l1,
             num_static=config.num_static_frames,
             recon_loss_type=config.recon_loss_type,
         )
@@ -300,6 +313,7 @@ class DDLPTask(ParticleTask):
         config = self.config
         return {
             "beta_dyn": config.beta_dyn,
+            "beta_dyn_l1": config.beta_dyn_l1,
             "beta_dyn_rec": config.beta_dyn_rec,
             "num_static": config.num_static_frames,
         }
@@ -368,7 +382,9 @@ def train(task_class, config, run_path=None):
         run.save_config(config)
     else:
         if config.load_model:
-            checkpoints.load_weights(loop.bare_model, config.pretrained_path)
+            model, keep = loop.bare_model, None if config.pretrained_dynamics else "dyn_module."
+            checkpoints.load_weights(model, config.pretrained_path, keep)
+            model.reset_priors()
         run = Run.create(config, task.kind, accelerator)
     loop.fit(run)
     return loop

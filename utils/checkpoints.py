@@ -79,25 +79,30 @@ def load(path, device="cpu"):
         raise UserError(f"{path}: {refused or f'not a readable checkpoint: {describe_file(path)}'}") from error
 
 
-def load_weights(model, path):
+def load_weights(model, path, keep=None):
     """Load a file of weights, strictly, into `model`, which stays as it was where they do not fit.
+
+    keep: the beginning of the names of weights that stay those of the model, whether or not the file has such.
 
     The weights may be wrapped: in a dict, beside an optimiser or an epoch, with names that begin with what wrapped the
     model. Which were taken is said on stderr. Raises `UserError` that names the file and what it is or what differs.
     """
     contents, expected = load(path), model.state_dict()
-    found, others = find_weights(contents, expected, optional_entries(model))
+    kept = {name: value for name, value in expected.items() if keep is not None and name.startswith(keep)}
+    expected = {name: value for name, value in expected.items() if name not in kept}
+    found, others = find_weights(contents, expected, optional_entries(model), keep)
     if found is None:
         raise UserError(
             f"{path}: holds {describe(contents)}; legal: the weights of {with_article(type(model).__name__)}"
         )
-    kind, wanted = kind_of_weights(found.weights), kind_of_weights(expected)
+    weights = {name: value for name, value in found.weights.items() if keep is None or not name.startswith(keep)}
+    kind, wanted = kind_of_weights(weights), kind_of_weights(expected)
     if kind != wanted and wanted is not None and kind is not None:
         raise UserError(f"{path}: holds {kind}; legal: {wanted}")
     if not found.is_plain:
         also = f"; not taken: {'; '.join(map(str, others))}" if others else ""
         print(f"{path}: took the weights in {found}{also}", file=sys.stderr)
-    insert_weights(model, found.weights, f"{path} ({found.place})" if found.place else path)
+    insert_weights(model, {**weights, **kept}, f"{path} ({found.place})" if found.place else path)
 
 
 def insert_weights(model, weights, path):
