@@ -235,7 +235,7 @@ def test_training_from_python_returns_the_saved_model(tmp_path, config, monkeypa
     run = the_run(tmp_path)
     for weights in (checkpoints.load(run.weights_path()), run.load_state()["model"], run.load_model().state_dict()):
         assert_same(dict(model.state_dict()), dict(weights), "weights")
-    again = particles.train(DLPTask, run.config, run.path)  # nothing is left to do
+    again = particles.train(DLPTask, run.config, run.path).trained_model  # nothing is left to do
     assert not again.training
     assert_same(dict(again.state_dict()), dict(model.state_dict()), "weights")
 
