@@ -2,9 +2,9 @@
 
 import itertools
 import math
-import tkinter as tk
 
-from editor.pictures import BACKDROP, hex_color, hex_colors, placed, ppm
+from editor.pictures import byte_colors, hex_color
+from editor.screen import Screen
 from modules.particles import VISIBLE
 
 RADIUS = 7  # of a particle's dot, and all below in units of `unit` pixels
@@ -12,162 +12,132 @@ REACH = 12  # within which a press hits a particle
 SAME_PLACE = 24  # nearer dots share a label
 SHORTEST_ARROW = 12
 LONGEST_CLICK = 3  # a drag is longer
-ZOOM_STEP, LARGEST_ZOOM = 1.25, 8.0
+ZOOM_STEP = 1.25
 SHIFT, CONTROL = 0x1, 0x4  # of an event's state
+LAYERS = ("path", "box", "dot", "label", "message")  # what lies over the image, from below
 
 
-class ParticleCanvas(tk.Canvas):
+class ParticleCanvas(Screen):
     """Shows an image and an `EditorState`'s particles over it.
 
     actions: what the mouse does goes to its methods; unit: a pixel of a screen of 96 dots per inch, in pixels.
     """
 
     def __init__(self, parent, actions, unit):
-        background = hex_color(BACKDROP)
-        side = round(500 * unit)
-        super().__init__(parent, width=side, height=side, background=background, highlightthickness=0, takefocus=1)
+        super().__init__(parent, round(500 * unit), takefocus=1)
         self.actions, self.unit = actions, unit
-        self.state, self.image, self.message = None, None, ""
-        self.zoom, self._middle = 1.0, (0.5, 0.5)  # the point of the image, in shares of it, in the canvas's middle
-        self._photo = tk.PhotoImage(master=self)
-        self._picture = self.create_image(0, 0, anchor="nw", image=self._photo)
+        self.state, self.message = None, ""
+        self._shapes = {}  # what is drawn over the image: its tag -> what it looks like
         self._drag = None  # of the pressed button: where it was pressed, and what is being done
-        self.bind("<Configure>", lambda event: self.draw())
         self.bind("<Button-1>", self._press)
         self.bind("<Double-Button-1>", self._press_twice)
         self.bind("<B1-Motion>", self._move)
         self.bind("<ButtonRelease-1>", self._release)
         self.bind("<Button-2>", self._start_panning)
         self.bind("<B2-Motion>", self._pan)
-        turns = {"": actions.wheel_scale, "Alt-": actions.wheel_depth, "Control-": self._wheel_zoom}
-        for prefix, turned in turns.items():
-            self.bind(f"<{prefix}MouseWheel>", lambda event, turned=turned: turned(1 if event.delta > 0 else -1))
-            self.bind(f"<{prefix}Button-4>", lambda event, turned=turned: turned(1))
-            self.bind(f"<{prefix}Button-5>", lambda event, turned=turned: turned(-1))
-
-    # ------------------------------------------------------------------------------------------------------ geometry
-
-    @property
-    def size(self):
-        """(width, height) in pixels."""
-        return max(self.winfo_width(), 1), max(self.winfo_height(), 1)
-
-    def _frame(self):
-        """The side of the whole image on the canvas, and its upper left corner."""
-        side = min(self.size) * self.zoom
-        left, top = (size / 2 - middle * side for size, middle in zip(self.size, self._middle, strict=True))
-        return side, left, top
-
-    def to_canvas(self, y, x):
-        """A position in -1..1 -> (x, y) in pixels of the canvas."""
-        side, left, top = self._frame()
-        pixels = self._image_side()
-        return tuple(start + (((z + 1) / 2 * (pixels - 1)) + 0.5) / pixels * side for start, z in ((left, x), (top, y)))
-
-    def to_position(self, x, y):
-        """The inverse: (y, x) in -1..1."""
-        side, left, top = self._frame()
-        pixels = self._image_side()
-        return tuple((((p - start) / side * pixels) - 0.5) / (pixels - 1) * 2 - 1 for start, p in ((top, y), (left, x)))
-
-    def _image_side(self):
-        return self.image.shape[0] if self.image is not None else 2
-
-    def set_zoom(self, zoom):
-        """Show the image `zoom` times as large as fits, around the same point."""
-        self.zoom = min(max(zoom, 1.0), LARGEST_ZOOM)
-        self._look_at(*self._middle)
-
-    def _look_at(self, x, y):
-        margin = 0.5 / self.zoom
-        self._middle = tuple(min(max(value, margin), 1 - margin) for value in (x, y))
-        self.draw()
+        for prefix, turned in {
+            "": actions.wheel_scale,
+            "Alt-": actions.wheel_depth,
+            "Control-": self.zoom_by,
+        }.items():
+            bind_wheel(self, turned, prefix)
 
     # ------------------------------------------------------------------------------------------------------- drawing
 
     def show(self, state, image, message=""):
-        """Show a state and the image uint8 [H, W, 3] that belongs to it, or a message in the middle."""
-        self.state, self.image, self.message = state, image, message
-        self.draw()
+        """Show a state and the image that belongs to it, or a message in the middle."""
+        self.state, self.message = state, message
+        self.show_image(image)
+        self.draw_particles()
 
     def draw(self):
-        """Draw everything anew."""
-        if self.image is not None:
-            side, left, top = self._frame()
-            self._photo.configure(data=ppm(placed(self.image, self.size, side / self._image_side(), (left, top))))
-        else:
-            self._photo.blank()
+        super().draw()
         self.draw_particles()
 
     def draw_particles(self):
-        """Draw what lies over the image."""
-        self.delete("over")
+        """Draw what lies over the image, as far as it has changed."""
+        shapes = dict(self._shapes_over())
+        for tag, shape in self._shapes.items():
+            if shapes.get(tag) != shape:
+                self.delete(tag)
+        for tag, (draw, *look) in shapes.items():
+            if self._shapes.get(tag) != (draw, *look):
+                draw(tag, *look)
+        self._shapes = shapes
+        for layer in LAYERS:
+            self.tag_raise(layer)
+
+    def _shapes_over(self):
+        """Yields a tag and a tuple for each shape: the function that draws it, and what it draws."""
         if self.message:
-            width, height = self.size
-            self.create_text(
-                width / 2, height / 2, text=self.message, fill="white", width=0.9 * width, justify="center", tags="over"
-            )
+            yield "the-message", (self._draw_message, self.message, self.size)
         if self.state is None or self.image is None or not self.state.shows_handles:
             return
-        particles, time = self.state.particles, self.state.time
+        particles, time, selection = self.state.particles, self.state.time, self.state.selection
         visible = (particles.obj_on[0, time] > VISIBLE).tolist()
         places = particles.z[0].cpu().tolist()  # [T][K][2]
-        colors = hex_colors(len(visible))
-        order = sorted(range(len(visible)), key=lambda k: (k in self.state.selection, visible[k]))
-        for k in order:
-            if len(places) > 1 and (visible[k] or k in self.state.selection):
-                self._draw_path([self.to_canvas(*place[k]) for place in places], colors[k], k in self.state.selection)
-        for k in self.state.selection:
-            self._draw_box(places[time][k], particles.z_scale[0, time, k].sigmoid().tolist(), colors[k])
-        points = {k: self.to_canvas(*places[time][k]) for k in order}
-        for k, point in points.items():
-            self._draw_dot(*point, colors[k], visible[k], k in self.state.selection)
-        self._draw_labels(points)
+        sides = particles.z_scale[0, time].sigmoid().tolist()
+        points = [self.to_canvas(*place) for place in places[time]]
+        colors = [hex_color(color) for color in byte_colors(len(visible))]
+        for k in sorted(range(len(visible)), key=lambda k: (k in selection, visible[k])):
+            is_selected = k in selection
+            if len(places) > 1 and (visible[k] or is_selected):
+                path = tuple(self.to_canvas(*frame[k]) for frame in places)
+                yield f"path-{k}", (self._draw_path, path, colors[k], is_selected)
+            if is_selected:
+                half = tuple(side * self._frame()[0] / 2 for side in sides[k])
+                yield f"box-{k}", (self._draw_box, points[k], half, colors[k])
+            yield f"dot-{k}", (self._draw_dot, points[k], colors[k], visible[k], is_selected)
+        for group in self._groups(points):
+            text = ",".join(map(str, group))
+            yield f"label-{group[0]}", (self._draw_label, points[group[0]], text)
 
-    def _draw_path(self, points, color, is_selected):
-        """A line through the points, an arrow at the end of each part that is long enough to have one."""
-        flat = [value for point in points for value in point]
-        width = (3 if is_selected else 1.5) * self.unit
-        shape = tuple(size * self.unit for size in (8, 9, 4))
-        self.create_line(*flat, fill="black", width=width + 2 * self.unit, tags="over")
-        for start, end in itertools.pairwise(points):
-            has_arrow = math.dist(start, end) >= SHORTEST_ARROW * self.unit
-            options = {"arrow": "last", "arrowshape": shape} if has_arrow else {}
-            self.create_line(*start, *end, fill=color, width=width, tags=("over", "path"), **options)
-
-    def _draw_box(self, place, sides, color):
-        side, _, _ = self._frame()
-        x, y = self.to_canvas(*place)
-        half = [size * side / 2 for size in sides]
-        box = (x - half[1], y - half[0], x + half[1], y + half[0])
-        self.create_rectangle(*box, outline="black", width=3 * self.unit, tags="over")
-        self.create_rectangle(*box, outline=color, width=self.unit, tags=("over", "box"))
-
-    def _draw_dot(self, x, y, color, is_visible, is_selected):
-        radius = RADIUS * self.unit * (1 if is_visible else 0.6)
-        rim, width = ("white", 3) if is_selected else ("black", 1.5)
-        oval = (x - radius, y - radius, x + radius, y + radius)
-        fill = color if is_visible else ""
-        self.create_oval(
-            *oval, fill=fill, outline=rim if fill else color, width=width * self.unit, tags=("over", "dot")
-        )
-
-    def _draw_labels(self, points):
-        """The numbers of the particles beside their dots, those at one place together."""
-        groups = []
-        for k in sorted(points):
+    def _groups(self, points):
+        """The particles at one place together, which share a label."""
+        groups, reach = [], SAME_PLACE * self.unit
+        for k, (x, y) in enumerate(points):
             for group in groups:
-                if max(abs(a - b) for a, b in zip(points[group[0]], points[k], strict=True)) < SAME_PLACE * self.unit:
+                if abs(points[group[0]][0] - x) < reach and abs(points[group[0]][1] - y) < reach:
                     group.append(k)
                     break
             else:
                 groups.append([k])
-        for group in groups:
-            x, y = points[group[0]]
-            text, offset = ",".join(map(str, group)), (RADIUS + 3) * self.unit
-            for dx, dy, fill in ((-1, 0, "black"), (1, 0, "black"), (0, -1, "black"), (0, 1, "black"), (0, 0, "white")):
-                place = (x + offset + dx * self.unit, y - offset / 2 + dy * self.unit)
-                self.create_text(*place, text=text, anchor="w", fill=fill, font="TkHeadingFont", tags="over")
+        return groups
+
+    def _draw_message(self, tag, text, size):
+        options = {"fill": "white", "width": 0.9 * size[0], "justify": "center", "tags": ("message", tag)}
+        self.create_text(size[0] / 2, size[1] / 2, text=text, **options)
+
+    def _draw_path(self, tag, points, color, is_selected):
+        """A line through the points, an arrow at the end of each part that is long enough to have one."""
+        width = (3 if is_selected else 1.5) * self.unit
+        self.create_line(*points, fill="black", width=width + 2 * self.unit, tags=("path", tag))
+        self.create_line(*points, fill=color, width=width, tags=("path", tag))
+        shape = tuple(size * self.unit for size in (8, 9, 4))
+        for start, end in itertools.pairwise(points):
+            if math.dist(start, end) >= SHORTEST_ARROW * self.unit:
+                options = {"arrow": "last", "arrowshape": shape, "width": width}
+                self.create_line(*start, *end, fill=color, tags=("path", tag), **options)
+
+    def _draw_box(self, tag, point, half, color):
+        (x, y), (dy, dx) = point, half
+        for outline, width in (("black", 3), (color, 1)):
+            box = (x - dx, y - dy, x + dx, y + dy)
+            self.create_rectangle(*box, outline=outline, width=width * self.unit, tags=("box", tag))
+
+    def _draw_dot(self, tag, point, color, is_visible, is_selected):
+        (x, y), radius = point, RADIUS * self.unit * (1 if is_visible else 0.6)
+        rim, width = ("white", 3) if is_selected else ("black", 1.5)
+        oval = (x - radius, y - radius, x + radius, y + radius)
+        fill = color if is_visible else ""
+        outline = rim if is_visible else color
+        self.create_oval(*oval, fill=fill, outline=outline, width=width * self.unit, tags=("dot", tag))
+
+    def _draw_label(self, tag, point, text):
+        (x, y), offset = point, (RADIUS + 3) * self.unit
+        for dx, dy, fill in ((-1, 0, "black"), (1, 0, "black"), (0, -1, "black"), (0, 1, "black"), (0, 0, "white")):
+            place = (x + offset + dx * self.unit, y - offset / 2 + dy * self.unit)
+            self.create_text(*place, text=text, anchor="w", fill=fill, font="TkHeadingFont", tags=("label", tag))
 
     # --------------------------------------------------------------------------------------------------------- mouse
 
@@ -232,7 +202,8 @@ class ParticleCanvas(tk.Canvas):
         self.delete("band")
         return drag is not None and drag["moved"]
 
-    def _wheel_zoom(self, turns):
+    def zoom_by(self, turns):
+        """Zoom in by so many steps, or out."""
         self.set_zoom(self.zoom * ZOOM_STEP**turns)
 
     def _start_panning(self, event):
@@ -241,4 +212,17 @@ class ParticleCanvas(tk.Canvas):
     def _pan(self, event):
         x, y, *middle = self._pan_from
         side, _, _ = self._frame()
-        self._look_at(middle[0] - (event.x - x) / side, middle[1] - (event.y - y) / side)
+        self.look_at(middle[0] - (event.x - x) / side, middle[1] - (event.y - y) / side)
+
+
+def bind_wheel(widget, turned, prefix=""):
+    """Call turned(1) for a turn of the wheel up over a widget, turned(-1) for one down, and nothing else. prefix: keys
+    that are held, such as "Alt-"."""
+
+    def turn(direction):
+        turned(direction)
+        return "break"
+
+    widget.bind(f"<{prefix}MouseWheel>", lambda event: turn(1 if event.delta > 0 else -1))
+    widget.bind(f"<{prefix}Button-4>", lambda event: turn(1))
+    widget.bind(f"<{prefix}Button-5>", lambda event: turn(-1))

@@ -1,5 +1,8 @@
 """What the editor says about itself."""
 
+import tkinter as tk
+from tkinter import ttk
+
 INSTRUCTIONS = """\
 Choose a model and an example, or open an image, a folder of frames, a video or a run directory of your own. The \
 picture shows what the model makes of its particles: the numbered dots. Of a video you see one frame at a time; the \
@@ -43,3 +46,22 @@ KEYS = (
     ("Ctrl-Q", "quit"),
     ("F1", "this"),
 )
+
+
+class HelpWindow(tk.Toplevel):
+    """Shows the instructions and the keys, until Escape."""
+
+    def __init__(self, parent, unit):
+        super().__init__(parent)
+        self.title("Help")
+        pad = round(12 * unit)
+        body = ttk.Frame(self, padding=pad)
+        body.pack(fill="both", expand=True)
+        ttk.Label(body, text=INSTRUCTIONS, wraplength=round(480 * unit), justify="left").grid(
+            row=0, column=0, rowspan=len(KEYS), sticky="n", padx=(0, 2 * pad)
+        )
+        for row, (key, meaning) in enumerate(KEYS):
+            ttk.Label(body, text=key, font="TkHeadingFont").grid(row=row, column=1, sticky="w", padx=(0, pad))
+            ttk.Label(body, text=meaning).grid(row=row, column=2, sticky="w")
+        self.bind("<Escape>", lambda event: self.destroy())
+        self.focus_set()

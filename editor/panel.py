@@ -1,16 +1,19 @@
 """The panel of the selected particles: the decoded glimpse, sliders, and the appearances to choose from."""
 
+import math
 import tkinter as tk
 from tkinter import ttk
 
-import cv2
 import torch
 from ttkwidgets import TickScale
 
-from editor.pictures import hex_colors, over_checkers, ppm
+from editor.canvas import bind_wheel
+from editor.pictures import gallery, over_checkers, ppm
 
 GLIMPSE, THUMBNAIL, GAP, COLUMNS = 112, 38, 4, 6  # in units of `unit` pixels
 LARGEST_SIDE = 100  # per cent
+MOST_NUMBERS = 8  # of the selected particles that are listed
+TURNS = 50  # of the wheel, from a slider's one end to the other
 
 
 class ParticlePanel(ttk.Frame):
@@ -21,13 +24,14 @@ class ParticlePanel(ttk.Frame):
         self.actions, self.unit = actions, unit
         self.glimpses = None
         self._is_setting, self._is_held = False, False
-        self._state = None
+        self._state, self._shown_glimpse = None, None
         # What is written into it must not change its width: the picture beside it would move.
-        width = round((COLUMNS * (THUMBNAIL + GAP) + GAP) * unit)
-        ttk.Frame(self, width=width).pack()
-        self.title = ttk.Label(self, font="TkHeadingFont", wraplength=width)
+        self._width = round((COLUMNS * (THUMBNAIL + GAP) + GAP) * unit)
+        ttk.Frame(self, width=self._width).pack()
+        self.title = ttk.Label(self, font="TkHeadingFont")
         self.title.pack(anchor="w")
-        self._glimpse = tk.PhotoImage(master=self)
+        self._glimpse_side = round(GLIMPSE * unit)
+        self._glimpse = tk.PhotoImage(master=self, width=self._glimpse_side, height=self._glimpse_side)
         self.picture = ttk.Label(self, image=self._glimpse)
         self.picture.pack(pady=round(6 * unit))
         self.values, self.sliders, self.numbers = {}, {}, {}
@@ -38,11 +42,13 @@ class ParticlePanel(ttk.Frame):
         ):
             self._add_slider(name, text, low, high)
         ttk.Label(self, text="Take over the appearance of").pack(anchor="w", pady=(round(8 * unit), 0))
-        background = ttk.Style(self).lookup("TFrame", "background")
-        self.gallery = tk.Canvas(self, highlightthickness=0, width=width, height=1, background=background)
+        color = ttk.Style(self).lookup("TFrame", "background")
+        self._background = [value // 256 for value in self.winfo_rgb(color)]
+        self.gallery = tk.Canvas(self, highlightthickness=0, width=self._width, height=1, background=color)
         self.gallery.pack(anchor="w", pady=round(2 * unit))
         self.gallery.bind("<Button-1>", self._choose)
-        self._thumbnails = []
+        self._pictures = tk.PhotoImage(master=self)
+        self.gallery.create_image(0, 0, image=self._pictures, anchor="nw")
         buttons = ttk.Frame(self)
         buttons.pack(fill="x", pady=round(6 * unit))
         self.hide_button = ttk.Button(buttons, text="Hide (Delete)", command=actions.remove, takefocus=0)
@@ -70,6 +76,7 @@ class ParticlePanel(ttk.Frame):
         scale = slider.scale
         scale.bind("<Button-1>", lambda event: self._hold(), add=True)
         scale.bind("<ButtonRelease-1>", lambda event: self._let_go(), add=True)
+        bind_wheel(scale, lambda turns: self._turn(name, turns))
         self.sliders[name] = slider
 
     # ------------------------------------------------------------------------------------------------------- showing
@@ -81,7 +88,7 @@ class ParticlePanel(ttk.Frame):
         if not chosen:
             self.title["text"] = "Press a particle"
         else:
-            numbers = ", ".join(map(str, chosen))
+            numbers = ", ".join(map(str, chosen[:MOST_NUMBERS])) + (", ..." if len(chosen) > MOST_NUMBERS else "")
             self.title["text"] = f"Particle {numbers}" if len(chosen) == 1 else f"Particles {numbers}"
         for slider in self.sliders.values():
             slider.scale.state(["!disabled" if chosen else "disabled"])
@@ -116,34 +123,37 @@ class ParticlePanel(ttk.Frame):
         """Show the decoded glimpses [K, 4, g, g] of all particles (None: of none)."""
         if glimpses is not None and self.glimpses is not None and torch.equal(glimpses, self.glimpses):
             return  # as while a particle is dragged
-        self.glimpses = glimpses
+        self.glimpses, self._shown_glimpse = glimpses, None
         self.show_glimpse()
-        self.gallery.delete("all")
-        self._thumbnails = []
+        self.gallery.delete("number")
         if glimpses is None:
+            self._pictures.blank()
             return
-        side, step = round(THUMBNAIL * self.unit), round((THUMBNAIL + GAP) * self.unit)
-        for k, color in enumerate(hex_colors(len(glimpses))):
-            picture = cv2.resize(over_checkers(glimpses[k]), (side, side), interpolation=cv2.INTER_LINEAR)
-            photo = tk.PhotoImage(master=self, data=ppm(picture))
-            x, y = k % COLUMNS * step, k // COLUMNS * step
-            self.gallery.create_image(x, y, image=photo, anchor="nw")
-            self.gallery.create_rectangle(x, y, x + side - 1, y + side - 1, outline=color, width=2 * self.unit)
-            place = (x + 4 * self.unit, y + side - 2 * self.unit)
-            self.gallery.create_text(*place, text=k, anchor="sw", fill="white", font="TkSmallCaptionFont")
-            self._thumbnails.append(photo)
-        self.gallery["height"] = (len(glimpses) + COLUMNS - 1) // COLUMNS * step
+        count, gap = len(glimpses), round(GAP * self.unit)
+        # Of many particles the pictures are smaller, so that all have room.
+        self._columns = max(COLUMNS, math.ceil(math.sqrt(1.5 * count)))
+        side = self._width // self._columns - gap
+        rim = max(round(2 * self.unit * side / (THUMBNAIL * self.unit)), 1)
+        sheet = gallery(over_checkers(glimpses, side), self._columns, gap, rim, self._background)
+        self._pictures.configure(data=ppm(sheet))
+        self._step = side + gap
+        for k in range(count):
+            x, y = k % self._columns * self._step + 2 * rim, k // self._columns * self._step + side - rim
+            for dx, dy, fill in ((1, 1, "black"), (0, 0, "white")):
+                options = {"anchor": "sw", "fill": fill, "font": "TkSmallCaptionFont", "tags": "number"}
+                self.gallery.create_text(x + dx, y + dy, text=k, **options)
+        self.gallery["height"] = len(sheet)
 
     def show_glimpse(self):
         """Show the glimpse of the particle that was selected first."""
-        side = round(GLIMPSE * self.unit)
-        chosen = self._state.selection if self._state is not None else ()
-        if not chosen or self.glimpses is None:
-            self._glimpse.blank()
-            self._glimpse.configure(width=side, height=side)
+        chosen = self._state.selection[:1] if self._state is not None and self.glimpses is not None else ()
+        if chosen == self._shown_glimpse:
             return
-        picture = over_checkers(self.glimpses[chosen[0]])
-        self._glimpse.configure(data=ppm(cv2.resize(picture, (side, side), interpolation=cv2.INTER_LINEAR)))
+        self._shown_glimpse = chosen
+        if chosen:
+            self._glimpse.configure(data=ppm(over_checkers(self.glimpses[list(chosen)], self._glimpse_side)[0]))
+        else:
+            self._glimpse.blank()
 
     # ------------------------------------------------------------------------------------------------------- sliding
 
@@ -155,8 +165,16 @@ class ParticlePanel(ttk.Frame):
             return
         self._write_numbers()
         self.actions.slide(name, self.values[name].get())
-        if not self._is_held:  # by the keyboard
-            self.actions.drop()
+        if not self._is_held:  # by the keyboard or the wheel
+            self.actions.drop(name)
+
+    def _turn(self, name, turns):
+        if not self._state or not self._state.selection:
+            return
+        scale = self.sliders[name].scale
+        low, high = float(scale["from"]), float(scale["to"])
+        self.values[name].set(min(max(self.values[name].get() + turns * (high - low) / TURNS, low), high))
+        self._slide(name)
 
     def _let_go(self):
         if self._is_held:
@@ -164,7 +182,8 @@ class ParticlePanel(ttk.Frame):
             self.actions.drop()
 
     def _choose(self, event):
-        step = (THUMBNAIL + GAP) * self.unit
-        k = int(event.y // step) * COLUMNS + int(event.x // step)
-        if self.glimpses is not None and k < len(self.glimpses) and event.x < COLUMNS * step:
+        if self.glimpses is None:
+            return
+        column, k = event.x // self._step, event.y // self._step * self._columns + event.x // self._step
+        if column < self._columns and k < len(self.glimpses):
             self.actions.take_appearance(k)

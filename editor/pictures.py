@@ -14,29 +14,37 @@ def to_bytes(image):
     return (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
-def over_checkers(glimpse):
-    """A decoded glimpse [1 + 3, g, g], alpha first, over a pattern of squares: uint8 [g, g, 3]."""
-    glimpse = glimpse.clamp(0, 1).cpu().numpy()
-    side = glimpse.shape[-1]
-    rows, columns = np.indices((side, side)) * 8 // side
-    pattern = np.where((rows + columns) % 2, *CHECKERS)
-    alpha = glimpse[0]
-    return (alpha * glimpse[1:] * 255 + (1 - alpha) * pattern).round().astype(np.uint8).transpose(1, 2, 0)
+def over_checkers(glimpses, side):
+    """Decoded glimpses [n, 1 + 3, g, g], alpha first, over a pattern of squares: uint8 [n, side, side, 3]."""
+    g = glimpses.shape[-1]
+    alpha, colors = np.split(glimpses.clamp(0, 1).cpu().numpy().transpose(0, 2, 3, 1), [1], axis=-1)
+    rows, columns = np.indices((g, g)) * 8 // g
+    pattern = np.where((rows + columns) % 2, *CHECKERS)[..., None]
+    pictures = (alpha * colors * 255 + (1 - alpha) * pattern).round().astype(np.uint8)
+    return np.stack([cv2.resize(picture, (side, side), interpolation=cv2.INTER_LINEAR) for picture in pictures])
 
 
-def placed(image, size, scale, shift):
-    """A picture [H, W, 3], `scale` times as large, its upper left corner at `shift` (x, y), on a canvas of `size`
-    (width, height): uint8 [height, width, 3]."""
+def gallery(pictures, columns, gap, rim, background):
+    """Pictures [n, s, s, 3] in rows of so many, `gap` pixels apart, in frames of their particles' colours, `rim` pixels
+    wide: uint8 [h, w, 3]. background: a colour, three numbers of 0 to 255."""
+    count, side = pictures.shape[:2]
+    step = side + gap
+    rows = (count + columns - 1) // columns
+    sheet = np.full((rows * step, columns * step, 3), background, np.uint8)
+    for k, color in enumerate(byte_colors(count)):
+        y, x = k // columns * step, k % columns * step
+        sheet[y : y + side, x : x + side] = color
+        sheet[y + rim : y + side - rim, x + rim : x + side - rim] = pictures[k, rim:-rim, rim:-rim]
+    return sheet
+
+
+def magnified(image, size, scale, shift):
+    """A part of a picture [H, W, 3] that is made `scale` times as large, its upper left corner at `shift` (x, y): the
+    first `size` (width, height) pixels, uint8 [height, width, 3]."""
     # cv2 maps pixels' centres, which lie half a pixel from their corners.
-    offset = [(scale - 1) / 2 + shift[0], (scale - 1) / 2 + shift[1]]
+    offset = [(scale - 1) / 2 + start for start in shift]
     matrix = np.array([[scale, 0, offset[0]], [0, scale, offset[1]]])
-    height, width = image.shape[:2]
-    drawn = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    left, top = (max(round(value), 0) for value in shift)
-    right, bottom = round(shift[0] + scale * width), round(shift[1] + scale * height)
-    for outside in (np.s_[:top], np.s_[max(bottom, 0) :], np.s_[:, :left], np.s_[:, max(right, 0) :]):
-        drawn[outside] = BACKDROP
-    return drawn
+    return cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def ppm(image):
@@ -45,9 +53,9 @@ def ppm(image):
     return b"P6 %d %d 255\n" % (width, height) + np.ascontiguousarray(image).tobytes()
 
 
-def hex_colors(count):
-    """The particles' colours, as everywhere, for tkinter."""
-    return [hex_color(color) for color in (particle_colors(count) * 255).round().int().tolist()]
+def byte_colors(count):
+    """The particles' colours, as everywhere: a list of three numbers of 0 to 255 each."""
+    return (particle_colors(count) * 255).round().int().tolist()
 
 
 def hex_color(rgb):

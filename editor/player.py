@@ -3,7 +3,8 @@
 import tkinter as tk
 from tkinter import ttk
 
-from editor.pictures import placed, ppm, to_bytes
+from editor.pictures import to_bytes
+from editor.screen import Screen
 from what_if import draw_particles
 
 SIDE, LEAST_SIDE, GAP = 300, 96, 8  # in units of `unit` pixels
@@ -13,8 +14,8 @@ MILLISECONDS = 80
 class Player(tk.Toplevel):
     """Plays videos [T, 3, H, W] beside each other, over and over.
 
-    videos: a list of (name, frames, `Particles` [T, ...] or None); frames from `seen` on are predicted; export: what
-    the button calls.
+    videos: a list of (name, frames, `Particles` [T, ...] or None); frames from `seen` on are predicted; export: called
+    with this window by the button.
     """
 
     def __init__(self, parent, videos, seen, unit, export):
@@ -30,13 +31,10 @@ class Player(tk.Toplevel):
         row.pack(fill="both", expand=True)
         for column, (name, _, _) in enumerate(videos):
             ttk.Label(row, text=name, font="TkHeadingFont").grid(row=0, column=column)
-            canvas = tk.Canvas(row, width=SIDE * unit, height=SIDE * unit, highlightthickness=0, background="#2b2b2b")
-            canvas.grid(row=1, column=column, sticky="nsew", padx=pad // 2)
-            photo = tk.PhotoImage(master=self)
-            canvas.create_image(0, 0, image=photo, anchor="nw")
-            canvas.bind("<Configure>", lambda event: self.show(self.frame))
+            screen = Screen(row, round(SIDE * unit))
+            screen.grid(row=1, column=column, sticky="nsew", padx=pad // 2)
             row.columnconfigure(column, weight=1, minsize=LEAST_SIDE * unit)
-            self._screens.append((canvas, photo))
+            self._screens.append(screen)
         row.rowconfigure(1, weight=1)
         controls = ttk.Frame(self, padding=(pad, 0, pad, pad))
         controls.pack(fill="x")
@@ -49,7 +47,9 @@ class Player(tk.Toplevel):
         ttk.Checkbutton(
             controls, text="particles", variable=self.shows_particles, command=self._refresh, takefocus=0
         ).pack(side="left")
-        ttk.Button(controls, text="Export...", command=export, takefocus=0).pack(side="left", padx=(pad, 0))
+        ttk.Button(controls, text="Export...", command=lambda: export(self), takefocus=0).pack(
+            side="left", padx=(pad, 0)
+        )
         self.bind("<space>", lambda event: self.toggle())
         self.bind("<Escape>", lambda event: self.destroy())
         self.bind("<Home>", lambda event: self.pause_at(0))
@@ -62,18 +62,14 @@ class Player(tk.Toplevel):
     def show(self, frame):
         """Show one frame of all videos; of one that is shorter, nothing."""
         self.frame = min(max(frame, 0), self.length - 1)
-        for (canvas, photo), (_, frames, particles) in zip(self._screens, self.videos, strict=True):
-            size = max(canvas.winfo_width(), 1), max(canvas.winfo_height(), 1)
+        for screen, (_, frames, particles) in zip(self._screens, self.videos, strict=True):
             if self.frame >= len(frames):
-                photo.blank()
+                screen.show_image(None)
                 continue
             images = frames[self.frame : self.frame + 1]
             if particles is not None and self.shows_particles.get():
                 images = draw_particles(images, particles.map(lambda x: x[self.frame : self.frame + 1]))
-            image = to_bytes(images[0])
-            scale = min(size) / image.shape[0]
-            shift = [(length - min(size)) / 2 for length in size]
-            photo.configure(data=ppm(placed(image, size, scale, shift)))
+            screen.show_image(to_bytes(images[0]))
         what = "seen" if self.frame < self.seen else "predicted"
         self.label["text"] = f"frame {self.frame} of {self.length - 1}, {what}"
 

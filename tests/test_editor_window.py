@@ -43,7 +43,7 @@ class Person:
             if condition():
                 return
             time.sleep(0.005)
-        raise AssertionError(f"never seen: {self.window.status['text']}")
+        raise AssertionError(f"never seen: {self.window.status.message['text']}")
 
     def rest(self):
         """Wait until nothing is done any more."""
@@ -56,7 +56,7 @@ class Person:
             return False
         for worker in workers:
             worker.poll()  # what has come may ask for more
-        return not any(worker.keys for worker in workers) and self.window._animation is None
+        return not any(worker.keys for worker in workers) and not self.window.viewing.is_animating
 
     def start(self, path=None):
         self.window.start(path)
@@ -106,12 +106,13 @@ class Person:
 
 @pytest.fixture
 def person(place, display, monkeypatch):  # noqa: F811
-    from editor import window as module
+    from editor import documents
+    from editor.window import EditorWindow
 
     monkeypatch.chdir(place)
     asked = []
-    monkeypatch.setattr(module.messagebox, "askyesnocancel", lambda *texts, **options: asked.append(texts) or False)
-    window = module.EditorWindow(place / "checkpoints", place / "assets", CPU, scale=1)
+    monkeypatch.setattr(documents.messagebox, "askyesnocancel", lambda *texts, **options: asked.append(texts) or False)
+    window = EditorWindow(place / "checkpoints", place / "assets", CPU, scale=1)
     person = Person(window)
     person.asked = asked
     yield person
@@ -122,29 +123,29 @@ def person(place, display, monkeypatch):  # noqa: F811
 @pytest.fixture
 def at_video(person):
     """Someone who has opened a video."""
-    person.start(person.window.models["ddlp-balls"])
+    person.start(person.window.documents.models["ddlp-balls"])
     return person
 
 
 @pytest.fixture
 def at_image(person):
     """Someone who has opened an image."""
-    person.start(person.window.models["dlp-shapes"])
+    person.start(person.window.documents.models["dlp-shapes"])
     return person
 
 
 def answer(monkeypatch, path):
     """Let the file dialogs answer with a path."""
-    from editor import window as module
+    from editor import documents
 
     for name in ("askopenfilename", "asksaveasfilename", "askdirectory"):
-        monkeypatch.setattr(module.filedialog, name, lambda path=path, **options: str(path))
+        monkeypatch.setattr(documents.filedialog, name, lambda path=path, **options: str(path))
 
 
 def error_of(window):
     """The text of the status bar, which must be an error's."""
-    assert str(window.status["style"]) == "Error.TLabel"
-    return window.status["text"]
+    assert str(window.status.message["style"]) == "Error.TLabel"
+    return window.status.message["text"]
 
 
 # ------------------------------------------------------------------------------------------------ models and examples
@@ -153,30 +154,30 @@ def error_of(window):
 def test_models_and_examples_are_chosen(person):
     window = person.window
     person.start()
-    assert window.model_box.get() == "ddlp-balls" and window.example_box.get() == "balls 0"
+    assert window.source.model_box.get() == "ddlp-balls" and window.source.example_box.get() == "balls 0"
     first = window.image
     assert first.shape == (32, 32, 3) and window.canvas.find_withtag("dot") and window.canvas.find_withtag("path")
-    person.choose(window.example_box, "balls 1")
+    person.choose(window.source.example_box, "balls 1")
     assert not np.array_equal(window.image, first) and "balls/1" in window.title()
-    person.choose(window.model_box, "dlp-shapes")
+    person.choose(window.source.model_box, "dlp-shapes")
     assert window.state.scene.video == "assets/shapes/0" and not window.canvas.find_withtag("path")
-    assert window.play_button.instate(["disabled"]) and not window.time_row.winfo_ismapped()
+    assert window.buttons.play_button.instate(["disabled"]) and not window.times.winfo_ismapped()
 
 
 def test_generate_samples_other_frames(person):
     window = person.window
-    person.start(window.models["diffuse-ddlp-balls"])
-    assert window.state.scene.seed == 0 and window.example_box.instate(["disabled"])
+    person.start(window.documents.models["diffuse-ddlp-balls"])
+    assert window.state.scene.seed == 0 and window.source.example_box.instate(["disabled"])
     first = window.state.particles.z
-    window.generate_button.invoke()
+    window.source.generate_button.invoke()
     person.rest()
     assert window.state.scene.seed == 1 and not torch.equal(window.state.particles.z, first)
-    window.seed_box.set(0)
-    window.generate_button.invoke()
+    window.source.seed_box.set(0)
+    window.source.generate_button.invoke()
     person.rest()
     assert torch.equal(window.state.particles.z, first)
-    window.seed_box.set("many")
-    window.generate_button.invoke()
+    window.source.seed_box.set("many")
+    window.source.generate_button.invoke()
     assert "the seed is 'many'; legal: 0 to 2^32 - 1" in error_of(window)
 
 
@@ -184,13 +185,13 @@ def test_ones_own_image_video_and_folder_are_opened(at_video, tmp_path, monkeypa
     window = at_video.window
     write_frames(tmp_path / "mine", images(6, size=40, seed=5))
     answer(monkeypatch, tmp_path / "mine")
-    window.ask_folder()
+    window.documents.ask_folder()
     at_video.rest()
-    assert window.state.scene.video == str(tmp_path / "mine") and window.example_box.get() == ""
-    assert window.status["text"] == "40 x 40 pixels, shown to the model as 32 x 32"
+    assert window.state.scene.video == str(tmp_path / "mine") and window.source.example_box.get() == ""
+    assert window.status.message["text"] == "40 x 40 pixels, shown to the model as 32 x 32"
     iio.imwrite(tmp_path / "mine.gif", (255 * images(6, size=32)).byte().permute(0, 2, 3, 1).numpy())
     answer(monkeypatch, tmp_path / "mine.gif")
-    window.ask_clip()
+    window.documents.ask_clip()
     at_video.rest()
     assert window.state.scene.video == str(tmp_path / "mine.gif") and window.state.scene.num_frames == SEEN
 
@@ -199,9 +200,9 @@ def test_a_run_directory_of_ones_own_is_opened(at_image, place, tmp_path, monkey
     window = at_image.window
     shutil.copytree(place / "checkpoints" / "ddlp-balls", tmp_path / "010126_000000_balls_ddlp")
     answer(monkeypatch, tmp_path / "010126_000000_balls_ddlp")
-    window.ask_run()
+    window.documents.ask_run()
     at_image.rest()
-    assert window.model_box.get() == "010126_000000_balls_ddlp" and window.example_box.get() == "balls 0"
+    assert window.source.model_box.get() == "010126_000000_balls_ddlp" and window.source.example_box.get() == "balls 0"
 
 
 # ---------------------------------------------------------------------------------------------------- with the mouse
@@ -246,11 +247,11 @@ def test_the_image_follows_while_a_particle_is_dragged(at_video):
 
 def test_without_live_only_update_decodes(at_video):
     window = at_video.window
-    window.is_live.set(False)
+    window.buttons.is_live.set(False)
     image, start = window.image, at_video.point(0)
     at_video.drag(start, (start[0] + 80, start[1]))
     assert window.state.edits and np.array_equal(window.image, image)
-    window.update_button.invoke()
+    window.buttons.update_button.invoke()
     at_video.rest()
     assert not np.array_equal(window.image, image)
 
@@ -345,7 +346,7 @@ def slide(person, name, share):
 def test_sliders_change_all_that_is_selected(at_video):
     window, state = at_video.window, at_video.window.state
     state.select([1, 2])
-    window._show_selection()
+    window.show_selection()
     image, ratio = window.image, state.side(2) / state.side(1)
     slide(at_video, "transparency", 0.0)
     assert state.edits[-1].kind == "transparency" and state.edits[-1].particles == (1, 2)
@@ -360,9 +361,9 @@ def test_sliders_change_all_that_is_selected(at_video):
 
 def test_an_appearance_is_chosen_from_the_pictures(at_video):
     window, state = at_video.window, at_video.window.state
-    assert len(window.panel._thumbnails) == state.scene.count
+    assert len(window.panel.gallery.find_withtag("number")) == 2 * state.scene.count
     state.select([0, 1])
-    window._show_selection()
+    window.show_selection()
     step = 38 + 4
     at_video.press((3 * step + 10, 10), widget=window.panel.gallery)
     assert state.edits == (Edit("appearance", (0, 1), (3.0,)),)
@@ -402,7 +403,7 @@ def test_keys_select_nudge_hide_and_undo(at_video):
     at_video.key("Right")
     pixel = 2 / 31
     torch.testing.assert_close(state.shown.z[0, k], place + torch.tensor([0, pixel]), atol=1e-4, rtol=0)
-    at_video.see(lambda: window._gesture_timer is None)
+    at_video.see(lambda: window.editing._pause_timer is None)
     at_video.key("Shift-Up")
     torch.testing.assert_close(state.shown.z[0, k], place + torch.tensor([-10 * pixel, pixel]), atol=2e-4, rtol=0)
     at_video.key("Delete")
@@ -410,14 +411,15 @@ def test_keys_select_nudge_hide_and_undo(at_video):
     edited = window.image
     for _ in range(3):
         at_video.key("Control-z")
-    assert state.edits == () and np.array_equal(window.image, image) and window.undo_button.instate(["disabled"])
+    assert state.edits == () and np.array_equal(window.image, image)
+    assert window.buttons.undo_button.instate(["disabled"])
     for key in ("Control-Z", "Control-Shift-z", "Control-y"):
         at_video.key(key)
     assert len(state.edits) == 3 and np.array_equal(window.image, edited)
-    window.reset_button.invoke()
+    window.buttons.reset_button.invoke()
     at_video.rest()
     assert state.edits == () and np.array_equal(window.image, image)
-    window.undo_button.invoke()
+    window.buttons.undo_button.invoke()
     assert len(state.edits) == 3
     at_video.rest()
 
@@ -436,18 +438,18 @@ def test_a_key_that_is_held_is_undone_at_once(at_video):
 def test_h_hides_the_particles(at_video):
     window = at_video.window
     at_video.key("h")
-    assert not window.canvas.find_withtag("dot") and window.hides.get()
+    assert not window.canvas.find_withtag("dot") and window.buttons.hides.get()
     at_video.press(at_video.point(1))
     assert window.state.selection == ()
     at_video.key("H")
-    assert window.canvas.find_withtag("dot") and not window.hides.get()
+    assert window.canvas.find_withtag("dot") and not window.buttons.hides.get()
 
 
 def test_time_goes_with_keys_and_the_slider_and_any_frame_can_be_edited(at_video):
     window, state = at_video.window, at_video.window.state
     last = window.image
     at_video.key("Home")
-    assert state.time == 0 and window.time_label["text"] == f"Frame 0 of {SEEN - 1}"
+    assert state.time == 0 and window.times.label["text"] == f"Frame 0 of {SEEN - 1}"
     assert not np.array_equal(window.image, last)
     at_video.key("Next")
     at_video.key("Next")
@@ -461,7 +463,7 @@ def test_time_goes_with_keys_and_the_slider_and_any_frame_can_be_edited(at_video
     torch.testing.assert_close(moved / moved[2], torch.tensor([0, 0.5, 1, 0.5, 0]))
     at_video.key("End")
     assert state.time == SEEN - 1
-    slider = window.time_slider
+    slider = window.times.slider
     window.update()
     x, y = (round(float(value)) for value in slider.coords())
     at_video.drag((x, y), (0, y), widget=slider)
@@ -470,8 +472,8 @@ def test_time_goes_with_keys_and_the_slider_and_any_frame_can_be_edited(at_video
 
 def test_all_frames_are_edited_alike_if_wanted(at_video):
     window, state = at_video.window, at_video.window.state
-    window.is_whole.set(True)
-    window._set_whole()
+    window.times.is_whole.set(True)
+    window.editing.set_whole(True)
     before, start = state.particles.z.clone(), at_video.point(1)
     at_video.drag(start, (start[0] + 50, start[1]))
     (k,) = state.edits[0].particles
@@ -483,20 +485,20 @@ def test_all_frames_are_edited_alike_if_wanted(at_video):
 def test_update_is_animated_in_ten_steps(at_video, monkeypatch):
     window = at_video.window
     shown = []
-    show = window.canvas.show
+    show = window.canvas.show_image
 
-    def note(state, image, *text):
+    def note(image):
         shown.append(image)
-        show(state, image, *text)
+        show(image)
 
-    monkeypatch.setattr(window.canvas, "show", note)
-    window.is_live.set(False)
-    window.animate.set(True)
+    monkeypatch.setattr(window.canvas, "show_image", note)
+    window.buttons.is_live.set(False)
+    window.buttons.animates.set(True)
     before, start = window.image, at_video.point(1)
     at_video.drag(start, (start[0] + 80, start[1] + 30))
     shown.clear()
     at_video.key("u")
-    at_video.see(lambda: len(shown) >= 11 and window._animation is None)
+    at_video.see(lambda: len(shown) >= 11 and not window.viewing.is_animating)
     at_video.rest()
     assert len(shown) == 11 and not np.array_equal(shown[0], before)
     assert len({image.tobytes() for image in shown[:10]}) > 5
@@ -518,8 +520,8 @@ def test_space_plays_both_to_the_end(at_video):
     start = at_video.point(1)
     at_video.drag(start, (start[0] + 50, start[1]))
     window.canvas.event_generate("<space>")
-    at_video.see(lambda: window.player is not None)
-    player = window.player
+    at_video.see(lambda: window.viewing.player is not None)
+    player = window.viewing.player
     names = [name for name, _, _ in player.videos]
     assert names == ["recorded", "prediction", "what if"] and player.length == SEEN + 60
     assert len(player.videos[0][1]) == HORIZON + 2  # the recording is shorter
@@ -539,17 +541,17 @@ def test_space_plays_both_to_the_end(at_video):
     player.event_generate("<Escape>")
     window.update()
     assert not player.winfo_exists()
-    window.play_button.invoke()
-    assert window.player is not player and window.player.winfo_exists()  # nothing had to be predicted again
+    window.buttons.play_button.invoke()  # nothing has to be predicted again
+    assert window.viewing.player is not player and window.viewing.player.winfo_exists()
 
 
 def test_no_other_thread_deletes_what_belongs_to_the_window(at_video, monkeypatch):
     window, refused = at_video.window, []
     monkeypatch.setattr(sys, "unraisablehook", refused.append)
-    window.play_button.invoke()
-    at_video.see(lambda: window.player is not None)
-    window.player.destroy()
-    window.player = None
+    window.buttons.play_button.invoke()
+    at_video.see(lambda: window.viewing.player is not None)
+    window.viewing.player.destroy()
+    window.viewing.player = None
     window.show_help()
     window.help_window.destroy()
     window.help_window = None
@@ -560,7 +562,7 @@ def test_no_other_thread_deletes_what_belongs_to_the_window(at_video, monkeypatc
 
 
 def test_what_takes_long_is_cancelled(at_video, monkeypatch):
-    from editor import window as module
+    from editor import viewing as module
 
     window, reports = at_video.window, []
 
@@ -572,14 +574,15 @@ def test_what_takes_long_is_cancelled(at_video, monkeypatch):
 
     monkeypatch.setattr(module, "play", endless)
     window.canvas.event_generate("<space>")
-    at_video.see(lambda: float(window.progress["value"]) == 0.5 and not window.cancel_button.instate(["disabled"]))
-    window.cancel_button.invoke()
+    status = window.status
+    at_video.see(lambda: float(status.progress["value"]) == 0.5 and not status.cancel_button.instate(["disabled"]))
+    window.status.cancel_button.invoke()
     at_video.rest()
-    assert window.status["text"] == "cancelled"
-    at_video.see(lambda: window.cancel_button.instate(["disabled"]))
+    assert window.status.message["text"] == "cancelled"
+    at_video.see(lambda: window.status.cancel_button.instate(["disabled"]))
     count = len(reports)
     time.sleep(0.05)
-    assert len(reports) <= count + 1 and window.player is None
+    assert len(reports) <= count + 1 and window.viewing.player is None
 
 
 @pytest.mark.parametrize("ending", ["png", "gif", "mp4"])
@@ -587,12 +590,12 @@ def test_pictures_and_animations_are_exported(ending, at_video, tmp_path, monkey
     window, state = at_video.window, at_video.window.state
     monkeypatch.setattr("editor.scene.STEPS", 4)
     state.select([1])
-    window.remove()
+    window.editing.remove()
     at_video.rest()
     path = tmp_path / f"out.{ending}"
     answer(monkeypatch, path)
     at_video.key("Control-e")
-    assert window.status["text"] == f"wrote {path}"
+    assert window.status.message["text"] == f"wrote {path}"
     if ending == "png":
         assert iio.imread(path).shape == (256, 256, 3)
     else:
@@ -602,7 +605,7 @@ def test_pictures_and_animations_are_exported(ending, at_video, tmp_path, monkey
 
 def command_words(window, folder):
     """The arguments in the window's command, from another working directory."""
-    words = window.command_text.get().split()
+    words = window.status.command.get().split()
     assert words[:2] == ["python", "what_if.py"]
     place = window.state.scene.loaded.path.parents[1]
     return [str(place / word) if word.startswith(("checkpoints/", "assets/")) else word for word in words[2:]]
@@ -629,28 +632,28 @@ def test_edits_are_saved_opened_again_and_replayed(at_video, tmp_path, monkeypat
     at_video.key("Control-s")
     assert EditFile.read(path) == state.file() and not window.title().startswith("*")
     image, particles = window.image, state.particles
-    at_video.choose(window.example_box, "balls 1")
-    at_video.choose(window.model_box, "dlp-shapes")
+    at_video.choose(window.source.example_box, "balls 1")
+    at_video.choose(window.source.model_box, "dlp-shapes")
     at_video.key("Control-o")
-    assert window.model_box.get() == "ddlp-balls" and window.example_box.get() == "balls 0"
+    assert window.source.model_box.get() == "ddlp-balls" and window.source.example_box.get() == "balls 0"
     assert np.array_equal(window.image, image) and torch.equal(window.state.particles.z, particles.z)
     assert at_video.asked == []
-    assert window.command_text.get() == EditFile.read(path).command()
-    window.copy_button.invoke()
-    assert window.clipboard_get() == window.command_text.get()
+    assert window.status.command.get() == EditFile.read(path).command()
+    window.status.copy_button.invoke()
+    assert window.clipboard_get() == window.status.command.get()
 
 
 def test_generated_frames_are_saved_and_opened_too(person, tmp_path, monkeypatch):
     window = person.window
-    person.start(window.models["diffuse-ddlp-balls"])
-    window.generate_button.invoke()
+    person.start(window.documents.models["diffuse-ddlp-balls"])
+    window.source.generate_button.invoke()
     person.rest()
     window.state.select([0])
-    window.remove()
+    window.editing.remove()
     answer(monkeypatch, tmp_path / "edits.json")
     person.key("Control-s")
     z = window.state.particles.z
-    window.generate_button.invoke()
+    window.source.generate_button.invoke()
     person.rest()
     assert window.state.scene.seed == 2
     person.key("Control-o")
@@ -658,19 +661,19 @@ def test_generated_frames_are_saved_and_opened_too(person, tmp_path, monkeypatch
 
 
 def test_what_is_not_saved_is_asked_about(at_video, monkeypatch):
-    from editor import window as module
+    from editor import documents
 
     window = at_video.window
     at_video.press(at_video.point(1))
     at_video.key("Delete")
-    monkeypatch.setattr(module.messagebox, "askyesnocancel", lambda *texts, **options: None)  # Cancel
-    at_video.choose(window.model_box, "dlp-shapes")
-    assert window.model_box.get() == "ddlp-balls" and len(window.state.edits) == 1
+    monkeypatch.setattr(documents.messagebox, "askyesnocancel", lambda *texts, **options: None)  # Cancel
+    at_video.choose(window.source.model_box, "dlp-shapes")
+    assert window.source.model_box.get() == "ddlp-balls" and len(window.state.edits) == 1
     window.close()
     assert window.winfo_exists()
-    monkeypatch.setattr(module.messagebox, "askyesnocancel", lambda *texts, **options: False)  # No
-    at_video.choose(window.model_box, "dlp-shapes")
-    assert window.model_box.get() == "dlp-shapes" and window.state.edits == ()
+    monkeypatch.setattr(documents.messagebox, "askyesnocancel", lambda *texts, **options: False)  # No
+    at_video.choose(window.source.model_box, "dlp-shapes")
+    assert window.source.model_box.get() == "dlp-shapes" and window.state.edits == ()
 
 
 def test_the_window_closes_in_mid_work(at_video):
@@ -708,7 +711,7 @@ def test_without_models_it_says_so_and_opens_ones_own(place, display, tmp_path):
         person.key(key)
     person.wheel(1)
     person.drag((100, 100), (200, 200))
-    window.open_run_directory(place / "checkpoints" / "ddlp-balls")
+    window.documents.open_run_directory(place / "checkpoints" / "ddlp-balls")
     person.see(lambda: window.image is not None)
     window.close()
 
@@ -717,7 +720,7 @@ def test_without_examples_it_says_so(place, display, tmp_path):  # noqa: F811
     person = open_window(place / "checkpoints", tmp_path)
     window = person.window
     window.start()
-    person.see(lambda: window.loaded is not None)
+    person.see(lambda: window.documents.loaded is not None)
     assert f"no examples of balls in {tmp_path}" in error_of(window)
     assert "Open an image" in shown_texts(window.canvas)[0]
     window.close()
@@ -730,14 +733,14 @@ def test_a_broken_checkpoint_leaves_everything_as_it_was(at_video, tmp_path, mon
     shutil.copytree(scene.loaded.path, broken)
     (broken / "balls_ddlp.pth").write_bytes(b"torn")
     answer(monkeypatch, broken)
-    window.ask_run()
+    window.documents.ask_run()
     at_video.rest()
     assert "balls_ddlp.pth: not a readable checkpoint" in error_of(window)
-    assert window.state.scene is scene and window.model_box.get() == "ddlp-balls"
+    assert window.state.scene is scene and window.source.model_box.get() == "ddlp-balls"
     answer(monkeypatch, tmp_path)
-    window.ask_run()
+    window.documents.ask_run()
     at_video.rest()
-    assert "hparams.json: not found" in error_of(window)
+    assert "no hparams.json in it" in error_of(window)
 
 
 def test_a_video_that_does_not_fit_leaves_everything_as_it_was(at_video, tmp_path, monkeypatch):
@@ -749,7 +752,7 @@ def test_a_video_that_does_not_fit_leaves_everything_as_it_was(at_video, tmp_pat
         (tmp_path / "missing.mp4", "not found"),
     ):
         answer(monkeypatch, path)
-        window.ask_clip()
+        window.documents.ask_clip()
         at_video.rest()
         assert message in error_of(window) and window.state.scene is scene
 
@@ -766,7 +769,7 @@ def test_a_file_of_edits_that_does_not_fit_leaves_everything_as_it_was(at_video,
         ({"video": None, "seed": 1}, "names no video"),
     ):
         EditFile(**{**vars(file), **change}).write(path)
-        window.ask_edits()
+        window.documents.ask_edits()
         at_video.rest()
         assert message in error_of(window) and window.state.scene is scene
     path.write_text("{}")
