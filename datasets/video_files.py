@@ -7,7 +7,6 @@ or left out. Only an animated GIF's frames last as long as it says, in units of 
 
 import os
 import re
-import stat
 import struct
 import warnings
 import zlib
@@ -24,7 +23,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from utils.errors import UserError
-from utils.files import is_clutter
+from utils.files import is_clutter, is_special_file
 from utils.tone_mapping import PQ, TRANSFERS, WIDE, to_standard_range
 
 VIDEO_ENDINGS = (
@@ -351,22 +350,13 @@ def _is_ignored(name):
 
 def _has_media(entry):
     """Whether an `os.DirEntry` is an image or a video, or a folder that holds one at any depth."""
-    if _is_ignored(entry.name) or _is_special(entry):
+    if _is_ignored(entry.name) or is_special_file(entry):
         return False
     if entry.is_dir():
         with os.scandir(entry) as entries:
             return any(_has_media(each) for each in entries)
     kind = _TYPES.guess_type(entry.name.lower(), strict=False)[0] or ""
     return kind.startswith(("image/", "video/")) or entry.name.lower().endswith((*VIDEO_ENDINGS, *IMAGE_ENDINGS))
-
-
-def _is_special(entry):
-    """Whether an `os.DirEntry` is a pipe, a socket or a device, which may never come to an end."""
-    try:
-        mode = entry.stat().st_mode
-    except OSError:  # a link that leads nowhere: whoever opens it says so
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def find_videos(folder, legal):

@@ -7,6 +7,7 @@ import os
 import platform
 import secrets
 import shutil
+import stat
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -109,6 +110,15 @@ def link_or_copy(path, other):
 def is_clutter(name):
     """Whether a file or folder of that name is none that a person put there."""
     return name.startswith(".") or name.lower() in _CLUTTER
+
+
+def is_special_file(entry):
+    """Whether an `os.DirEntry` is a pipe, a socket or a device, which may never come to an end."""
+    try:
+        mode = entry.stat().st_mode
+    except OSError:  # a link that leads nowhere: whoever opens it says so
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def make_folder(path):
