@@ -80,20 +80,30 @@ class ParticleModel(nn.Module):
                 f"n_kp_enc is {arch.n_kp_enc}, but the patches propose {self.n_kp_total}: so many are the particles",
                 stacklevel=3,
             )
-        # The priors' parameters, under the published checkpoints' names.
-        self._constant("logvar_kp", math.log(arch.sigma**2))
-        mean_scale = 0.75 * arch.anchor_s
-        self._constant("mu_scale_prior", math.log(mean_scale / (1 - mean_scale + 1e-5)))
-        self._constant("logvar_scale_p", math.log(arch.scale_std**2))
-        self._constant("logvar_offset_p", math.log(arch.offset_std**2))
-        self._constant("obj_on_a_p", arch.obj_on_alpha)
-        self._constant("obj_on_b_p", arch.obj_on_beta)
+        for name, value in self._priors().items():
+            self.register_buffer(name, torch.tensor(float(value)))
         self.fg_module = Foreground(arch)
         self.bg_module = Background(arch)
         self.features_dim = self.bg_module.bg_cnn_enc.out_size  # side of the background encoder's map
 
-    def _constant(self, name, value):
-        self.register_buffer(name, torch.tensor(float(value)))
+    def _priors(self):
+        """The priors' parameters, under the published checkpoints' names."""
+        arch = self.architecture
+        mean_scale = 0.75 * arch.anchor_s
+        return {
+            "logvar_kp": math.log(arch.sigma**2),
+            "mu_scale_prior": math.log(mean_scale / (1 - mean_scale + 1e-5)),
+            "logvar_scale_p": math.log(arch.scale_std**2),
+            "logvar_offset_p": math.log(arch.offset_std**2),
+            "obj_on_a_p": arch.obj_on_alpha,
+            "obj_on_b_p": arch.obj_on_beta,
+        }
+
+    def reset_priors(self):
+        """Give the priors the parameters of the constructor's arguments, in place of those of a state dict that was
+        loaded, which holds them too."""
+        for name, value in self._priors().items():
+            getattr(self, name).fill_(value)
 
     @classmethod
     def from_config(cls, config):
@@ -705,14 +715,16 @@ class ObjectDynamicsDLP(ParticleModel):
         beta_dyn_rec=0.1,
         num_static=4,
         noisy=False,
+        beta_dyn_l1=0.0,
     ):
         """The loss of a video (arXiv 2306.05957, section 3.2): reconstruction, the static KL of the first `num_static`
         frames, and the dynamics' KL of the later ones.
 
         x: the clips [B, T + 1, C, H, W] that `model_output` was made from; dynamic_discount: the weights of frames
         `num_static`, `num_static` + 1, ... (at least T + 1 - num_static of them; default 1); beta_dyn_rec: the weight
-        of those frames' reconstruction, beside the discount; balance: see `calc_kl`; the rest as for
-        `ObjectDLP.calc_elbo`, whose dict is returned, with `kl_dyn`.
+        of those frames' reconstruction, beside the discount; balance: see `calc_kl`; beta_dyn_l1: the weight of
+        PINT's position error (`_position_error`); the rest as for `ObjectDLP.calc_elbo`, whose dict is returned, with
+        `kl_dyn`.
         """
         self._check_clip(x, num_frames=self.timestep_horizon + 1)
         num_frames = x.shape[1]
@@ -735,7 +747,12 @@ class ObjectDynamicsDLP(ParticleModel):
         kl = kl_dict(terms, kl_balance)
 
         kl["kl_dyn"] = self._dynamics_kl(posterior, model_output, dynamic_discount, balance, num_static)
-        loss = (beta_rec * rec + beta_kl * kl["kl"] + beta_dyn * kl["kl_dyn"]) / num_frames
+        dynamics = beta_dyn * kl["kl_dyn"]
+        if beta_dyn_l1:
+            dynamics = dynamics + beta_dyn_l1 * self._position_error(
+                posterior, model_output, dynamic_discount, num_static
+            )
+        loss = (beta_rec * rec + beta_kl * kl["kl"] + dynamics) / num_frames
         return elbo_dict(loss, psnr, rec, kl, model_output, recon_loss_type)
 
     def calc_elbo_static(
@@ -772,6 +789,7 @@ class ObjectDynamicsDLP(ParticleModel):
         balance=0.5,
         num_static=4,
         recon_loss_type="mse",
+        beta_dyn_l1=0.0,
     ):
         """The share of `calc_elbo`'s loss that depends on PINT: `loss` and `kl_dyn`, a dict.
 
@@ -781,7 +799,10 @@ class ObjectDynamicsDLP(ParticleModel):
         num_frames = posterior.z_base.shape[1]
         num_static = min(num_static, num_frames)
         kl_dyn = self._dynamics_kl(posterior, model_output, dynamic_discount, balance, num_static)
-        loss = beta_dyn * kl_dyn / num_frames
+        loss = beta_dyn * kl_dyn
+        if beta_dyn_l1:
+            loss = loss + beta_dyn_l1 * self._position_error(posterior, model_output, dynamic_discount, num_static)
+        loss = loss / num_frames
         return {"loss": loss * VGG_LOSS_SCALE if recon_loss_type == "vgg" else loss, "kl_dyn": kl_dyn}
 
     def _dynamics_kl(self, posterior, output, discount, balance, num_static):
@@ -789,6 +810,18 @@ class ObjectDynamicsDLP(ParticleModel):
         predicted = prediction_of(output).frames(slice(num_static - 1, None))
         kl = dynamics_kl(posterior.frames(slice(num_static, None)), predicted, balance)
         return (self._discount(discount, kl.shape[1], kl) * kl).sum(-1).mean()
+
+    def _position_error(self, posterior, output, discount, num_static):
+        """The absolute difference (-1..1) between the positions that PINT predicts and the posteriors' means, summed
+        over particles and coordinates, of the frames after the static ones, weighted by the discount: a scalar.
+
+        Unlike the KL it does not fade where the predicted variance is large, so that PINT learns how particles move in
+        a tenth of the steps.
+        """
+        frames = posterior.frames(slice(num_static, None))
+        predicted = prediction_of(output).frames(slice(num_static - 1, None)).position.mean
+        error = (predicted - (frames.z_base + frames.offset.mean).detach()).abs().sum((-2, -1))
+        return (self._discount(discount, error.shape[1], error) * error).sum(-1).mean()
 
     def _discount(self, discount, count, like):
         """The weights of the `count` frames after the static ones, [count]."""

@@ -41,7 +41,7 @@ def main(arguments=None):
 
 def configuration(args, overrides):
     """The `DiffuseConfig` to train with, and the `DiffusionRun` that goes on, or None for a new one."""
-    if args.resume:
+    if args.resume is not None:
         run = DiffusionRun.open(args.resume)
         return run.config.resume(run.may_change, **overrides), run
     config = DiffuseConfig.load(args.new).replace("command line", **overrides)

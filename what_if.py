@@ -30,10 +30,18 @@ from eval.eval_model import check_horizon
 from modules.particles import VISIBLE, Particles
 from rundir.edits import EDITS, EditFile, apply_edits, constraint, edit_form, parse_edit
 from rundir.prediction import add_prediction_arguments, open_prediction, particle_config
-from utils.animation import ANIMATION_FORMATS, Panel, ground_truth_panel, prediction_panel, save_animation, side_by_side
+from utils.animation import (
+    ANIMATION_FORMATS,
+    Panel,
+    animation_format,
+    ground_truth_panel,
+    prediction_panel,
+    save_animation,
+    side_by_side,
+)
 from utils.errors import UserError, run_command
 from utils.files import make_folder
-from utils.plotting import enlarge, plot_keypoints_on_image_batch, save_image, zoom_factor
+from utils.plotting import check_image_name, enlarge, plot_keypoints_on_image_batch, save_image, zoom_factor
 from utils.random_state import preserve_random_state
 
 FRAMES_AT_ONCE = 8  # drawn between two reports of progress
@@ -151,6 +159,7 @@ def main(arguments=None):
     if args.seed is None:
         args.seed = 0
     request = open_prediction(args, kinds=("ddlp", "dlp", "diffuse_ddlp"))
+    check_output(args, is_animation=bool(edits) and request.horizon > 1)
     source = open_source(args, request)
     if edits:
         show_comparison(args, request, source, edits)
@@ -215,6 +224,18 @@ def read_episode(request, episode):
     return item[0].reshape(-1, *item[0].shape[-3:])[:1] if is_image else first_frames(item, request.horizon)[0]
 
 
+def check_output(args, is_animation):
+    """`UserError`, before anything is computed, where --out or --format does not fit what is written."""
+    if not is_animation and args.format is not None:
+        raise UserError(f"--format is {args.format}, but an image is written; legal: with edits of a video")
+    if not args.out:
+        return
+    if not is_animation:
+        check_image_name(args.out)
+    elif args.format not in (None, animation_format(args.out)):
+        raise UserError(f"--format is {args.format}, but --out is {args.out}; legal: one of them, or the same")
+
+
 def output_path(args, request, default):
     """Where to write: --out, or a file in RUN_DIR/what_if."""
     path = Path(args.out) if args.out else request.run.path / "what_if" / default
@@ -240,8 +261,6 @@ def show_comparison(args, request, source, edits):
     compared = compare(request.model, source.particles, edits, request.horizon, request.deterministic)
     panels = comparison_panels(compared, source.frames, request.cond_steps)
     if request.horizon == 1:
-        if args.format is not None:
-            raise UserError(f"--format is {args.format}; legal with a run of kind dlp, which makes images: none")
         path = output_path(args, request, f"{source.name}.png")
         save_image(torch.from_numpy(side_by_side(panels)[0]).permute(2, 0, 1) / 255, path)
     else:

@@ -68,11 +68,13 @@ class BaseConfig:
     """What the configurations share; a subclass is a frozen dataclass whose fields are made by `key`.
 
     A field without a default is a key that must be given; `IGNORED` are keys that are accepted without an effect,
-    `FORMER` former names of keys, which older files have.
+    `FORMER` former names of keys, which older files have, `FOREIGN` keys that only files of another kind have, each
+    with what that is.
     """
 
     IGNORED = frozenset({"kind"})  # of a run, which its directory's file names
     FORMER = MappingProxyType({})
+    FOREIGN = MappingProxyType({})
 
     @staticmethod
     def is_own_file(name):
@@ -102,6 +104,8 @@ class BaseConfig:
             return mapping
         if not isinstance(mapping, Mapping):
             raise UserError(f"{where}: not a JSON object of keys and values")
+        for name in cls.FOREIGN.keys() & mapping.keys():
+            raise UserError(f"{where}: has the key {name}: it is {cls.FOREIGN[name]}")
         keys = cls.keys()
         for former in cls.FORMER.keys() & mapping.keys():
             mapping = {cls.FORMER[former]: mapping[former], **mapping}
@@ -196,10 +200,11 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
     device: str = key("cuda", "the device; cuda falls back to the CPU where there is none", DEVICE, resumable=True)
     batch_size: int = key(32, "images or clips in a batch, for each process", at_least(1))
     lr: float = key(2e-4, "Adam's learning rate", POSITIVE)
-    load_model: bool = key(False, "start from the weights at pretrained_path")
+    load_model: bool = key(False, "start from the weights at pretrained_path; priors stay those of the configuration")
     pretrained_path: str | None = key(
         None, "file of weights to start from, used with load_model", NOT_EMPTY, is_path=True
     )
+    pretrained_dynamics: bool = key(True, "take PINT's weights from pretrained_path too, instead of new ones")
     num_epochs: int = key(150, "epochs to train", at_least(1), resumable=True)
     recon_loss_type: str = key("mse", "reconstruction loss: squared error, or VGG-16 features", one_of("mse", "vgg"))
     beta_kl: float = key(0.1, "weight of the KL terms", at_least(0))
@@ -213,6 +218,7 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
     )
     kl_balance: float = key(0.001, "weight of the features', depth's and Chamfer KL in the KL terms", at_least(0))
     beta_dyn: float = key(0.1, "weight of the dynamics' KL", at_least(0))
+    beta_dyn_l1: float = key(0.0, "weight of the absolute error of the positions that PINT predicts", at_least(0))
     beta_dyn_rec: float = key(1.0, "weight of the reconstruction after the static frames", at_least(0))
     num_static_frames: int = key(4, "first frames of a clip, under the image prior", at_least(1))
     run_prefix: str = key("", "end of the run directory's name", AFFIX)
@@ -234,6 +240,7 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
     )
     dyn_particle_cache: bool = key(True, "encode the training set once when the dynamics alone are trained")
     pint_noise: float = key(0.0, "standard deviation of noise on the positions that PINT sees in training", at_least(0))
+    pint_bias_lr: float = key(1.0, "factor of the learning rate of PINT's position biases", POSITIVE)
     cuda_graphs: bool = key(False, "replay training steps as CUDA graphs, which small models on one GPU gain by")
     precision: str = key(
         "float32", "of training: bfloat16 where it is safe, or float32 everywhere", one_of(*PRECISIONS)
@@ -268,6 +275,7 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
 
     IGNORED = BaseConfig.IGNORED | {"context_dim"}  # published once, without an effect
     FORMER = MappingProxyType({"checkpoint_freq": "save_every"})
+    FOREIGN = MappingProxyType({"ddlp_dir": "the configuration of a DiffuseDDLP, which train_diffuse_ddlp.py reads"})
 
     @staticmethod
     def is_own_file(name):
@@ -362,6 +370,10 @@ class DiffuseConfig(BaseConfig):
     seed: int = key(0, "seed of the random numbers", SEED)
     num_workers: int = key(2, "processes that load data", at_least(0), resumable=True)
     cache: bool = key(True, "keep decoded frames on disk, instead of decoding them for every item", resumable=True)
+
+    FOREIGN = MappingProxyType(
+        {"n_kp_enc": "the configuration of a DLPv2 or DDLP, which train_dlp.py and train_ddlp.py read"}
+    )
 
     @staticmethod
     def is_own_file(name):

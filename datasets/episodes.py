@@ -93,7 +93,8 @@ class EpisodeVideos(Dataset):
         if self._sample_length > available:
             raise UserError(
                 f"sample_length: {self._sample_length} frames are more than the {available} of {what}"
-                f"{self._source.place}"
+                f"{self._source.place}; legal: at most so many (timestep_horizon + 1, animation_horizon, --horizon or"
+                " diffuse_frames)"
             )
 
     def first(self, num_frames):

@@ -8,8 +8,9 @@ def find_run(path):
     from rundir.diffusion_run import DiffusionRun
     from rundir.run import Run
 
-    kind = DiffusionRun if (Path(path) / DiffusionRun.config_file).is_file() else Run
-    return kind.open(path)
+    path = Path(path)
+    file = path if path.is_file() else path / DiffusionRun.config_file
+    return (DiffusionRun if file.is_file() and file.name == DiffusionRun.config_file else Run).open(path)
 
 
 def load_model(path, device="cpu"):

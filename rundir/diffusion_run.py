@@ -14,10 +14,11 @@ import torch
 
 from configs.schema import DiffuseConfig
 from models import DiffuseDDLP, ObjectDynamicsDLP
-from rundir.run import Run, RunDirectory, first_file, prepare_logdir, read_config, split_state
+from rundir.run import Run, RunDirectory, first_file, prepare_logdir, read_config
 from utils import checkpoints
 from utils.errors import UserError
 from utils.files import atomic_write, read_json, write_json
+from utils.foreign_weights import describe
 
 DDLP_CONFIG_FILE = "ddlp_hparams.json"
 STATE_ENTRIES = ("step", "model", "opt", "ema", "scaler")
@@ -28,6 +29,7 @@ class DiffusionRun(RunDirectory):
     """A run directory of a DiffuseDDLP; see `RunDirectory` for what it shares with the others."""
 
     config_file = "diffusion_hparams.json"
+    models = "DiffuseDDLP"
     kind = "diffuse_ddlp"
     counter = "step"
     state_file = "model.pth"
@@ -56,19 +58,11 @@ class DiffusionRun(RunDirectory):
 
     @classmethod
     def open(cls, path, is_main=True):
-        """The run in an existing directory, ours or a published one. path: the directory, its diffusion_hparams.json,
-        or a state in its saves/ to go on from."""
-        path, state = split_state(path)
-        legal = f"legal: a run directory of DiffuseDDLP, or its {cls.config_file}"
-        if not path.exists():
-            raise UserError(f"{path}: no such file; {legal}")
-        file = path / cls.config_file if path.is_dir() else path
-        if not file.is_file():
-            raise UserError(f"{path}: not a run directory of DiffuseDDLP: no {cls.config_file} in it")
-        if file.name != cls.config_file:
-            raise UserError(f"{path}: not a {cls.config_file}; {legal}")
+        """The run in an existing directory, ours or a published one. path: as of `locate`."""
+        path, state = cls.locate(path)
+        file = path / cls.config_file
         config = DiffuseConfig.from_dict(read_json(file), where=str(file))
-        run = cls(file.parent, config, find_ddlp_config(config, file.parent), is_main)
+        run = cls(path, config, find_ddlp_config(config, path), is_main)
         run.opened_state = state
         return run
 
@@ -165,6 +159,8 @@ def checked_state(state, path):
     lacking = [name for name in STATE_ENTRIES if not isinstance(state, dict) or name not in state]
     if lacking:
         raise UserError(f"{path}: not a model.pth of DiffuseDDLP: lacks {', '.join(lacking)}")
+    if not isinstance(state["ema"], dict):
+        raise UserError(f"{path}: not a model.pth of DiffuseDDLP: its ema is {describe(state['ema'])}")
     ema = dict(state["ema"])
     for name in ("initted", "step"):
         if name not in ema or not torch.is_tensor(ema[name]) or ema[name].numel() != 1:

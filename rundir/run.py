@@ -28,6 +28,7 @@ class RunDirectory:
     nothing."""
 
     config_file = "hparams.json"
+    models = "DLPv2 or DDLP"
     kind = ""  # of the model
     counter = "iteration"  # what metrics.jsonl calls the number of training steps
     state_file = "training_state.pt"
@@ -36,6 +37,19 @@ class RunDirectory:
 
     def __init__(self, path, config, is_main=True):
         self.path, self.config, self.is_main = Path(path), config, is_main
+
+    @classmethod
+    def locate(cls, path):
+        """The run directory that a path is of, and None; of a state in its saves/ to go on from, the directory and
+        that. path: the directory, its file of the configuration, or the state. `UserError` where there is none."""
+        path, state = split_state(path)
+        if path.is_file() and path.name == cls.config_file:
+            path = path.parent
+        if not path.is_dir():
+            raise UserError(f"{path}: no such run directory; legal: a run directory, or its {cls.config_file}")
+        if not (path / cls.config_file).exists():
+            raise UserError(f"{path}: not a run directory of {cls.models}: no {cls.config_file} in it")
+        return path, state
 
     @property
     def name(self):
@@ -166,14 +180,13 @@ class Run(RunDirectory):
 
     @classmethod
     def open(cls, path, is_main=True):
-        """The run in an existing directory, ours or a released one. path: the directory, or a state in its saves/ to
-        go on from."""
-        path, state = split_state(path)
-        if not path.is_dir():
-            raise UserError(f"{path}: no such run directory")
+        """The run in an existing directory, ours or a released one. path: as of `locate`."""
+        path, state = cls.locate(path)
         hparams = read_json(path / cls.config_file)
         config = config_of(hparams, path / cls.config_file)
-        kind = hparams["kind"] if hparams.get("kind") in MODELS else find_kind(path, config)
+        kind = hparams.get("kind")
+        if not isinstance(kind, str) or kind not in MODELS:
+            kind = find_kind(path, config)
         run = cls(path, config, kind, is_main)
         run.opened_state = state
         return run

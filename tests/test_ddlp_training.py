@@ -12,7 +12,7 @@ import train_ddlp
 import train_dlp
 from configs.schema import Config
 from datasets import get_dataset
-from models import ObjectDynamicsDLP
+from models import ObjectDLP, ObjectDynamicsDLP
 from modules.particles import BetaParams
 from tests import runs
 from tests.balls import SMALL
@@ -223,6 +223,70 @@ def test_dynamics_alone_go_on_exactly(config, tmp_path):
     part = train(tmp_path / "part", config, **{**ALONE, "eval_epoch_freq": 1, "num_epochs": 2})
     resume(part, num_epochs=3)
     assert_same_run(part, whole)
+
+
+def test_the_position_error_joins_the_loss(config):
+    """Against its definition, frame by frame, in the joint loss and in that of the dynamics alone."""
+    clip = torch.rand(2, SMALL["timestep_horizon"] + 1, 3, 32, 32)
+    model = ObjectDynamicsDLP.from_config(Config.from_dict(config)).eval()
+    output, posterior = model(clip, num_static_frames=2), None
+    frames, discount = clip.shape[1], [0.5, 0.25, 0.1, 0.0]
+    means = (output["z_base"] + output["mu_offset"]).unflatten(0, (2, frames))
+    expected = 0.0
+    for t, weight in zip(range(2, frames), discount, strict=False):
+        expected += weight * (output["mu_dyn"][:, t - 1] - means[:, t]).abs().sum() / 2
+    options = {"dynamic_discount": discount, "num_static": 2}
+    plain, both = (model.calc_elbo(clip, output, beta_dyn_l1=weight, **options)["loss"] for weight in (0, 3.0))
+    torch.testing.assert_close(both - plain, 3.0 * expected / frames, rtol=1e-4, atol=1e-4)
+    posterior = model.encode_posterior(clip, 2)
+    alone = model(posterior, deterministic=True)
+    means = posterior.z_base + posterior.offset.mean
+    expected = sum(
+        weight * (alone["mu_dyn"][:, t - 1] - means[:, t]).abs().sum() / 2
+        for t, weight in zip(range(2, frames), discount, strict=False)
+    )
+    plain, both = (
+        model.calc_dynamics_loss(posterior, alone, beta_dyn_l1=weight, **options)["loss"] for weight in (0, 3.0)
+    )
+    torch.testing.assert_close(both - plain, 3.0 * expected / frames, rtol=1e-4, atol=1e-5)
+
+
+def test_pints_biases_learn_at_a_rate_of_their_own(config):
+    """Adam's first step is as long as the learning rate, whatever the gradient."""
+    loop = new_loop(config, pint_bias_lr=20.0, beta_dyn_l1=5.0, lr=1e-3, adam_eps=1e-12, discount_iterations=1, **ALONE)
+    loop.progress.epoch, loop.progress.iteration = 2, 100
+    before = {name: value.clone() for name, value in loop.bare_model.named_parameters()}
+    batch = next(iter(loop._make_loader()))
+    loop.task.losses(loop.model, batch, loop.progress)["loss"].backward()
+    loop.optimizer.step()
+    steps = {
+        name: (value.detach() - before[name]).abs().max().item() for name, value in loop.bare_model.named_parameters()
+    }
+    biases = {name: step for name, step in steps.items() if "rel_pos_bias" in name}
+    assert len(biases) == 2 * SMALL["pint_layers"] and list(biases.values()) == pytest.approx([0.02] * len(biases))
+    others = [step for name, step in steps.items() if name.startswith("dyn_module.") and name not in biases]
+    assert max(others) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["ddlp", "dlp"])
+def test_particles_from_elsewhere_under_new_dynamics(config, tmp_path, kind):
+    """Of a DDLP with another number of particles, or of a DLPv2; the priors are the configuration's."""
+    torch.manual_seed(11)
+    if kind == "ddlp":
+        source = ObjectDynamicsDLP.from_config(Config.from_dict({**config, "n_kp_enc": 5, "obj_on_beta": 3.0}))
+    else:
+        source = ObjectDLP.from_config(Config.from_dict({**config, "use_tracking": True, "obj_on_beta": 3.0}))
+    checkpoints.save({"model": source.state_dict()}, tmp_path / "start.pth")
+    options = {"load_model": True, "pretrained_path": str(tmp_path / "start.pth"), "pretrained_dynamics": False}
+    run = train(tmp_path, config, **{**ALONE, "dyn_only_epoch": 0, "num_epochs": 1}, lr=1e-7, **options)
+    trained = checkpoints.load(run.weights_path())
+    for name, value in source.state_dict().items():
+        if name.startswith(("fg_", "bg_")):
+            assert torch.equal(trained[name], value)
+    assert trained["obj_on_b_p"] == pytest.approx(config.get("obj_on_beta", 0.1))
+    fresh = new_loop({**config, **ALONE}).bare_model.state_dict()
+    for name in (name for name in fresh if name.startswith("dyn_module.")):
+        torch.testing.assert_close(trained[name], fresh[name], rtol=0, atol=1e-5)
 
 
 def test_noise_on_what_pint_sees(config, monkeypatch):

@@ -111,6 +111,11 @@ def test_legal_combinations_are_accepted():
         assert {name: values[name] for name in changes} == changes
 
 
+def test_the_configuration_of_a_ddlp_is_named_as_one():
+    with pytest.raises(UserError, match="has the key n_kp_enc: it is the configuration of a DLPv2 or DDLP"):
+        DiffuseConfig.load(CONFIG_DIR / "balls.json")
+
+
 def test_unknown_keys_warn():
     with pytest.warns(UserWarning, match="unknown key particle_normalization is ignored; did you mean particle_norm"):
         DiffuseConfig.from_dict({**RELEASED, "particle_normalization": "std"})

@@ -19,7 +19,7 @@ from configs.schema import Config, DiffuseConfig
 from models import DiffuseDDLP, ObjectDynamicsDLP
 from modules.diffusion_modules import GaussianDiffusionPINT, ParticleNormalization, PINTDenoiser
 from modules.particles import Particles
-from rundir import load_model
+from rundir import find_run, load_model
 from rundir.diffusion_run import DiffusionRun, find_ddlp_config, find_ddlp_weights
 from rundir.run import Run
 from tests import golden
@@ -416,11 +416,12 @@ def failure(path, *arguments):
 
 
 def test_what_is_no_run_is_named(tmp_path, released):
-    legal = "legal: a run directory of DiffuseDDLP, or its diffusion_hparams.json"
-    assert failure(tmp_path / "none") == f"{tmp_path}/none: no such file; {legal}"
+    legal = "legal: a run directory, or its diffusion_hparams.json"
+    assert failure(tmp_path / "none") == f"{tmp_path}/none: no such run directory; {legal}"
     assert failure(tmp_path) == f"{tmp_path}: not a run directory of DiffuseDDLP: no diffusion_hparams.json in it"
     other = released / "ddlp_hparams.json"
-    assert failure(other) == f"{other}: not a diffusion_hparams.json; {legal}"
+    assert failure(other) == f"{other}: no such run directory; {legal}"
+    assert find_run(released / "diffusion_hparams.json").path == released
     (released / "diffusion_hparams.json").write_text("{")
     assert failure(released).startswith(f"{released}/diffusion_hparams.json: invalid JSON at line 1, column 2")
 
@@ -464,6 +465,8 @@ def test_files_that_do_not_fit_are_named(released):
     assert failure(released, "--checkpoint", ddlp) == (
         f"{ddlp}: not a model.pth of DiffuseDDLP: lacks step, model, opt, ema, scaler"
     )
+    torch.save({**released_state(), "ema": None}, state)
+    assert failure(released) == f"{state}: not a model.pth of DiffuseDDLP: its ema is a NoneType"
     torch.save({**released_state(), "ema": {}}, state)
     assert failure(released) == f"{state}: not a model.pth of DiffuseDDLP: its ema lacks initted, one number"
     torch.save(released_state(), state)

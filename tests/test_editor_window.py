@@ -740,7 +740,7 @@ def test_a_broken_checkpoint_leaves_everything_as_it_was(at_video, tmp_path, mon
     answer(monkeypatch, tmp_path)
     window.documents.ask_run()
     at_video.rest()
-    assert "hparams.json: not found" in error_of(window)
+    assert "no hparams.json in it" in error_of(window)
 
 
 def test_a_video_that_does_not_fit_leaves_everything_as_it_was(at_video, tmp_path, monkeypatch):

@@ -370,7 +370,7 @@ def test_positions_need_a_data_set_that_knows_them(run):
 
 
 def test_the_scripts_start_from_any_folder(tmp_path, monkeypatch, capsys):
-    error = "error: missing: no such run directory\n"
+    error = "error: missing: no such run directory; legal: a run directory, or its hparams.json\n"
     assert run_script(monkeypatch, tmp_path, "generate_ddlp_video_prediction.py", "-p", "missing") == 2
     assert capsys.readouterr().err == error
     # This one lies in a folder, and has to find the others' code.

@@ -101,9 +101,13 @@ def test_which_weights_are_taken(tmp_path):
 def test_what_is_no_run_is_named(tmp_path):
     with pytest.raises(UserError, match="missing: no such run directory"):
         Run.open(tmp_path / "missing")
-    with pytest.raises(UserError, match=r"hparams.json: not found"):
+    with pytest.raises(UserError, match=r"not a run directory of DLPv2 or DDLP: no hparams\.json in it"):
         Run.open(tmp_path)
     released_folder(tmp_path / "run", "ddlp-balls", "balls")
+    hparams = tmp_path / "run" / "hparams.json"
+    assert Run.open(hparams).path == tmp_path / "run"
+    hparams.write_text(json.dumps({**json.loads(hparams.read_text()), "kind": ["ddlp"]}))
+    assert Run.open(tmp_path / "run").kind == "ddlp"  # by the names of its weights
     (tmp_path / "run" / "balls_ddlp.pth").unlink()
     with pytest.raises(UserError, match=r"holds no weights balls_KIND\*.pth, KIND one of dlp, ddlp"):
         Run.open(tmp_path / "run")

@@ -303,6 +303,7 @@ def test_missing_weights_of_the_vgg_loss_stop_before_anything_is_made(tmp_path, 
     ("arguments", "words"),
     [
         (["--resume", "nowhere"], ["nowhere", "no such run directory"]),
+        (["--resume", ""], ["not a run directory", "no hparams.json"]),
         (["--resume", "{run}", "--lr", "0.1"], ["lr is 0.1", "0.0002", "num_epochs"]),
         (["-d", "nothing"], ["nothing.json", "not found"]),
         (["-d", "{config}", "--batch_size", "25"], ["train_size is 16", "batch_size 25"]),
@@ -433,6 +434,10 @@ def test_files_that_cannot_be_loaded_are_named(tmp_path):
     checkpoints.save({name: weights[name] for name in list(weights)[1:]}, tmp_path / "lacking.pth")
     checkpoints.save({**weights, "2.bias": torch.zeros(1)}, tmp_path / "more.pth")
     checkpoints.save([1], tmp_path / "list.pth")
+    not_finite = {"0.bias": torch.full((3,), torch.inf), "1.bias": torch.tensor([torch.nan])}
+    checkpoints.save({**weights, **not_finite}, tmp_path / "nan.pth")
+    checkpoints.save({**weights, "1.bias": torch.zeros(1, dtype=torch.int64)}, tmp_path / "whole_numbers.pth")
+    checkpoints.save({**weights, "1.bias": torch.zeros(1).to_sparse()}, tmp_path / "sparse.pth")
     messages = {
         "gone.pth": "no such",
         "truncated.pth": "not a readable checkpoint",
@@ -442,6 +447,9 @@ def test_files_that_cannot_be_loaded_are_named(tmp_path):
         "lacking.pth": r"lacks 0\.weight",
         "more.pth": r"has 2\.bias",
         "list.pth": "holds a list; legal: the weights of a Sequential",
+        "nan.pth": r"0\.bias and 1 more hold values that are NaN or infinite",
+        "whole_numbers.pth": r"1\.bias is torch\.int64, the model's floats",
+        "sparse.pth": r"1\.bias is sparse, the model's floats",
     }
     for name, message in messages.items():
         with pytest.raises(UserError, match=rf"{name}: .*{message}") as error:
@@ -512,4 +520,7 @@ def test_means_over_an_epoch_survive_a_save():
 )
 def test_the_scripts_start_and_stop_with_one_line(script, tmp_path, monkeypatch, capsys):
     assert runs.run_script(monkeypatch, tmp_path, script, "--resume", "missing") == 2
-    assert capsys.readouterr().err == "error: missing: no such run directory\n"
+    assert (
+        capsys.readouterr().err
+        == "error: missing: no such run directory; legal: a run directory, or its hparams.json\n"
+    )

@@ -229,8 +229,21 @@ def test_where_it_is_written(run, tmp_path):
     assert len(iio.imread(run.path / "what_if" / "episode_0.mp4")) == HORIZON
     ask(run, "--remove", "0", "--out", tmp_path / "new" / "mine.gif")
     assert (tmp_path / "new" / "mine.gif").is_file()
-    with pytest.raises(UserError, match=r"mine\.txt is .*; legal: .*\.gif or \.mp4"):
-        ask(run, "--remove", "0", "--out", tmp_path / "mine.txt")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--remove", "0", "--out", "mine.txt"), r"mine\.txt is .*; legal: .*\.gif or \.mp4"),
+        (("--remove", "0", "--out", "mine.gif", "--format", "mp4"), r"--format is mp4, but --out is mine\.gif"),
+        (("--out", "mine.gif"), r"mine\.gif is no name for an image"),
+        (("--format", "mp4"), "--format is mp4, but an image is written"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_anything_is_computed(arguments, message, run, monkeypatch):
+    monkeypatch.setattr(command, "open_source", lambda *_: pytest.fail("computed"))
+    with pytest.raises(UserError, match=message):
+        ask(run, *arguments)
 
 
 @pytest.mark.parametrize("episode", [-1, 5])

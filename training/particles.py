@@ -88,8 +88,12 @@ class ParticleTask(Task):
 
     def make_optimizer(self, model):
         config = self.config
-        adam = make_adam(model.parameters(), config.lr, config.adam_betas, config.adam_eps, config.weight_decay)
-        return adam, config.scheduler_gamma
+        options = config.lr, config.adam_betas, config.adam_eps, config.weight_decay
+        return make_adam(self.parameter_groups(model), *options), config.scheduler_gamma
+
+    def parameter_groups(self, model):
+        """What Adam trains: parameters, or groups of them with learning rates of their own."""
+        return model.parameters()
 
     def open_data(self):
         # The validation set first: what is wrong with it shows before training starts.
@@ -250,6 +254,14 @@ class DDLPTask(ParticleTask):
             losses = self.model.calc_elbo_static(x, output, **self.elbo_options, **stage)
         return {**losses, **training_health(x, output)}
 
+    def parameter_groups(self, model):
+        factor, named = self.config.pint_bias_lr, list(model.named_parameters())
+        if factor == 1.0:
+            return super().parameter_groups(model)
+        biases = [parameter for name, parameter in named if "rel_pos_bias" in name]
+        others = [parameter for name, parameter in named if "rel_pos_bias" not in name]
+        return [{"params": others}, {"params": biases, "lr": factor * self.config.lr}]
+
     def kind_of_step(self, progress):
         with_dynamics, alone = progress.epoch >= self.config.start_dyn_epoch, self._trains_dynamics_alone(progress)
         return (*super().kind_of_step(progress), with_dynamics, alone)
@@ -262,6 +274,7 @@ class DDLPTask(ParticleTask):
             model(posterior, pint_noise=config.pint_noise),
             config.beta_dyn,
             dynamic_discount(progress, config, posterior.z_base.device),
+            beta_dyn_l1=config.beta_dyn_l1,
             num_static=config.num_static_frames,
             recon_loss_type=config.recon_loss_type,
         )
@@ -309,6 +322,7 @@ class DDLPTask(ParticleTask):
         config = self.config
         return {
             "beta_dyn": config.beta_dyn,
+            "beta_dyn_l1": config.beta_dyn_l1,
             "beta_dyn_rec": config.beta_dyn_rec,
             "num_static": config.num_static_frames,
         }
@@ -371,13 +385,15 @@ def train(task_class, config, run_path=None):
     accelerator = make_accelerator(config.device, leaves_parameters_unused(config))
     task = task_class(config, accelerator)
     loop = TrainingLoop(task, config, accelerator, resume_command(task.kind, accelerator))
-    if run_path:
+    if run_path is not None:
         run = Run.open(run_path, accelerator.is_main_process)
         loop.resume(run)
         run.save_config(config)
     else:
         if config.load_model:
-            checkpoints.load_weights(loop.bare_model, config.pretrained_path)
+            model, keep = loop.bare_model, None if config.pretrained_dynamics else "dyn_module."
+            checkpoints.load_weights(model, config.pretrained_path, keep)
+            model.reset_priors()
         run = Run.create(config, task.kind, accelerator)
     loop.fit(run)
     return loop.trained_model
@@ -388,7 +404,7 @@ def train_command(task_class, description, arguments=None):
     `sys.argv`."""
     args = parse_arguments(description, Config, ("-d", "--dataset"), arguments)
     overrides = overrides_from(args)
-    if args.resume:
+    if args.resume is not None:
         run = Run.open(args.resume)
         if run.kind != task_class.kind:
             raise UserError(f"{run.path} is a run of kind {run.kind}; this command goes on with kind {task_class.kind}")

@@ -123,17 +123,21 @@ def save_animation(frames, path, duration):
     Raises:
         UserError: the ending is another one, the duration is not a positive number, or the file cannot be written.
     """
-    path = Path(path)
-    encoders = dict(zip(ANIMATION_FORMATS, (_gif, _mp4), strict=True))
-    encode = encoders.get(path.suffix.lower().lstrip("."))
-    if encode is None:
-        endings = " or ".join(f".{name}" for name in ANIMATION_FORMATS)
-        raise UserError(f"{path} is no name for an animation; legal: one that ends in {endings}")
+    encode = dict(zip(ANIMATION_FORMATS, (_gif, _mp4), strict=True))[animation_format(path)]
     if not (isfinite(duration) and duration > 0):
         raise illegal("duration", duration, "seconds above 0")
     data = encode(frames, duration)
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
+
+
+def animation_format(path):
+    """Which of `ANIMATION_FORMATS` a path's ending names; `UserError` if none."""
+    suffix = Path(path).suffix.lower().lstrip(".")
+    if suffix not in ANIMATION_FORMATS:
+        endings = " or ".join(f".{name}" for name in ANIMATION_FORMATS)
+        raise UserError(f"{path} is no name for an animation; legal: one that ends in {endings}")
+    return suffix
 
 
 def animate_trajectories(

@@ -15,7 +15,15 @@ from safetensors.torch import load_file
 
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.foreign_weights import describe, describe_file, find_weights, is_safetensors, kind_of_weights, refusal
+from utils.foreign_weights import (
+    describe,
+    describe_file,
+    find_weights,
+    is_safetensors,
+    kind_of_weights,
+    refusal,
+    with_article,
+)
 
 
 def save(contents, path):
@@ -70,23 +78,30 @@ def load(path, device="cpu"):
         raise UserError(f"{path}: {refused or f'not a readable checkpoint: {describe_file(path)}'}") from error
 
 
-def load_weights(model, path):
+def load_weights(model, path, keep=None):
     """Load a file of weights, strictly, into `model`, which stays as it was where they do not fit.
+
+    keep: the beginning of the names of weights that stay those of the model, whether or not the file has such.
 
     The weights may be wrapped: in a dict, beside an optimiser or an epoch, with names that begin with what wrapped the
     model. Which were taken is said on stderr. Raises `UserError` that names the file and what it is or what differs.
     """
     contents, expected = load(path), model.state_dict()
-    found, others = find_weights(contents, expected, optional_entries(model))
+    kept = {name: value for name, value in expected.items() if keep is not None and name.startswith(keep)}
+    expected = {name: value for name, value in expected.items() if name not in kept}
+    found, others = find_weights(contents, expected, optional_entries(model), keep)
     if found is None:
-        raise UserError(f"{path}: holds {describe(contents)}; legal: the weights of a {type(model).__name__}")
-    kind, wanted = kind_of_weights(found.weights), kind_of_weights(expected)
+        raise UserError(
+            f"{path}: holds {describe(contents)}; legal: the weights of {with_article(type(model).__name__)}"
+        )
+    weights = {name: value for name, value in found.weights.items() if keep is None or not name.startswith(keep)}
+    kind, wanted = kind_of_weights(weights), kind_of_weights(expected)
     if kind != wanted and wanted is not None and kind is not None:
         raise UserError(f"{path}: holds {kind}; legal: {wanted}")
     if not found.is_plain:
         also = f"; not taken: {'; '.join(map(str, others))}" if others else ""
         print(f"{path}: took the weights in {found}{also}", file=sys.stderr)
-    insert_weights(model, found.weights, f"{path} ({found.place})" if found.place else path)
+    insert_weights(model, {**weights, **kept}, f"{path} ({found.place})" if found.place else path)
 
 
 def insert_weights(model, weights, path):
@@ -103,10 +118,26 @@ def insert_weights(model, weights, path):
         for name, value in expected.items()
         if name in weights and weights[name].shape != value.shape
     ]
+    problems += [
+        f"{name} is {_kind(weights[name])}, the model's {_kind(value)}"
+        for name, value in expected.items()
+        if name in weights and _kind(weights[name]) != _kind(value)
+    ]
     if problems:
         more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
         raise UserError(f"{path}: does not fit the configuration's {type(model).__name__}: {problems[0]}{more}")
+    names = [name for name, _ in model.named_parameters() if not torch.isfinite(weights[name]).all()]
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise UserError(f"{path}: {names[0]}{more} hold values that are NaN or infinite; legal: finite weights")
     model.load_state_dict(weights)
+
+
+def _kind(tensor):
+    """What decides whether a tensor can take another's values: any floats can, but no integers, say."""
+    if tensor.layout != torch.strided:
+        return "sparse"
+    return "floats" if tensor.is_floating_point() else str(tensor.dtype)
 
 
 def optional_entries(model):

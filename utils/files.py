@@ -143,9 +143,10 @@ def file_lock(path, waiting=None):
 
 
 def read_json(path):
-    """What a JSON file holds; `UserError` if there is none, if it cannot be read or is not valid JSON."""
+    """What a JSON file holds; `UserError` if there is none, if it cannot be read, is not valid JSON or has a key
+    twice."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: invalid JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
     except FileNotFoundError:
@@ -154,6 +155,16 @@ def read_json(path):
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, a number of thousands of digits, endless brackets
         raise UserError(f"{path}: invalid JSON: {error}") from None
+
+
+def _without_repeats(pairs):
+    """A JSON object's dict; json itself would take the last of a key's values without a word."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {json.dumps(repeated)} is there twice")
+    return values
 
 
 def write_json(path, values):

@@ -41,10 +41,11 @@ class FoundWeights(NamedTuple):
         return ", ".join(part for part in (f"{self.place!r}" if self.place else "", prefix, wrappers) if part)
 
 
-def find_weights(contents, expected, optional):
+def find_weights(contents, expected, optional, ignored=None):
     """The `FoundWeights` in what a file holds that fit a model best, and a list of others that fit as well.
 
-    expected: the names of the model's state dict; optional: the last parts of those that may be missing. Weights that
+    expected: the names of the model's state dict; optional: the last parts of those that may be missing; ignored: how
+    the names begin of those that are not wanted. Weights that
     are not wrapped come first, then a moving average. Where none fit, those that share most names; None where none
     share any.
     """
@@ -52,7 +53,10 @@ def find_weights(contents, expected, optional):
     fitting = [
         each
         for each in found
-        if all(name.rpartition(".")[2] in optional for name in each.weights.keys() ^ set(expected))
+        if all(
+            name.rpartition(".")[2] in optional or (ignored is not None and name.startswith(ignored))
+            for name in each.weights.keys() ^ set(expected)
+        )
     ]
     if fitting:
         fitting.sort(key=lambda each: (not each.is_plain, not AVERAGE.search(f"{each.place}.{each.prefix}")))
@@ -185,9 +189,12 @@ def _in_words(kind):
     return words.get(kind.rpartition(".")[2], kind) if kind.startswith("numpy.") else kind
 
 
+def with_article(noun):
+    return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
+
+
 def _refusal(what, command):
-    article = "an" if what[0] in "aeiou" else "a"
     return (
-        f"holds {article} {what}, which is not loaded for safety; if you trust where it comes from, save its weights"
-        f" again: python -c {shlex.quote(command)}"
+        f"holds {with_article(what)}, which is not loaded for safety; if you trust where it comes from, save its"
+        f" weights again: python -c {shlex.quote(command)}"
     )

@@ -451,15 +451,20 @@ def labelled_grid(rows, titles=()):
     return torch.cat([F.pad(heading, (picture.shape[-1] - heading.shape[-1], 0), value=1.0), picture], dim=-2)
 
 
+def check_image_name(path):
+    """`UserError` unless a path's ending is one of `IMAGE_SUFFIXES`."""
+    if Path(path).suffix.lower() not in IMAGE_SUFFIXES:
+        raise UserError(f"{path} is no name for an image; legal: one that ends in {', '.join(IMAGE_SUFFIXES)}")
+
+
 def save_image(tensor, path):
     """Write [3, h, w] in 0..1 as JPEG (quality 95) or PNG; the file appears complete or not at all.
 
     Raises:
         UserError: the path's ending is not one of `IMAGE_SUFFIXES`, or it cannot be written.
     """
+    check_image_name(path)
     path = Path(path)
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise UserError(f"{path} is no name for an image; legal: one that ends in {', '.join(IMAGE_SUFFIXES)}")
     pixels = _to_pixels(tensor)
     # Full colour resolution: thin coloured lines fade with JPEG's usual chroma subsampling.
     options = {} if path.suffix.lower() == ".png" else {"quality": 95, "subsampling": 0}
