@@ -132,7 +132,7 @@ class PINTDenoiser(nn.Module):
         if self.self_condition:
             x = _with_condition(x, x_self_cond)
         tokens = self.particle_projection(x) + self.time_mlp(time.to(x.dtype))[:, None, None]
-        return self.particle_decoder(self.particle_transformer(tokens.transpose(1, 2)).transpose(1, 2))
+        return self.particle_decoder(self.particle_transformer(tokens))
 
     def _check(self, x):
         frames, particles = x.shape[1:3]

@@ -27,13 +27,13 @@ class RelativePositionBias(nn.Module):
             None if max_particles is None else nn.Parameter(0.02 * torch.randn(2 * max_particles - 1, n_head))
         )
 
-    def forward(self, n_particles, n_frames):
-        """[heads, N, T, N, T], from token (i, t) to token (j, s)."""
-        time = self._by_distance(self.rel_pos_bias, n_frames, self.max_frames)[:, None, :, None, :]
+    def forward(self, n_frames, n_particles):
+        """[heads, T, N, T, N], from token (t, i) to token (s, j)."""
+        time = self._by_distance(self.rel_pos_bias, n_frames, self.max_frames)[:, :, None, :, None]
         if self.particle_rel_pos_bias is None:
-            return time.expand(-1, n_particles, -1, n_particles, -1)
+            return time.expand(-1, -1, n_particles, -1, n_particles)
         particle = self._by_distance(self.particle_rel_pos_bias, n_particles, self.max_particles)  # [heads, N, N]
-        return time + particle[:, :, None, :, None]
+        return time + particle[:, None, :, None, :]
 
     @staticmethod
     def _by_distance(table, count, maximum):
@@ -42,47 +42,28 @@ class RelativePositionBias(nn.Module):
 
 
 class CausalParticleAttention(Attention):
-    """Attention over all tokens of all frames: token (i, t) sees (j, s) for every particle j and frame s <= t."""
+    """Attention over all tokens of all frames: token (t, i) sees (s, j) for every particle j and frame s <= t."""
 
     def __init__(self, dim, n_head, max_frames, max_particles, dropout, positional_bias):
         super().__init__(dim, n_head, dropout, linear_bias=False)
         self.register_buffer("mask", torch.ones(max_frames, max_frames).tril()[None, None, None, :, None, :])
         self.rel_pos_bias = RelativePositionBias(n_head, max_frames, max_particles) if positional_bias else None
 
-    def bias(self, N, T):
-        """What is added to the logits of N tokens in T frames, -inf where one is not seen: [heads, N, T, N, T]."""
-        visible = self.mask[..., :T, :, :T].bool()  # [1, 1, 1, T, 1, T]
-        bias = self.mask.new_zeros(1, N, T, N, T) if self.rel_pos_bias is None else self.rel_pos_bias(N, T)
-        return bias.masked_fill(~visible[0], float("-inf"))
-
-    def forward(self, x, bias=None, last_only=False):
-        """[B, N, T, C] -> [B, N, T, C], or with `last_only` [B, N, 1, C] of the last frame. bias: that of `bias`, which
-        does not change from call to call."""
-        N, T = x.shape[1:3]
-        bias = self.bias(N, T) if bias is None else bias
-        first = T - 1 if last_only else 0
-        bias = bias[:, :, first:].flatten(3, 4).flatten(1, 2)  # [heads, tokens asking, N*T]
-        queries = x[:, :, first:].flatten(1, 2)
-        return super().forward(x.flatten(1, 2), bias, queries).unflatten(1, (N, T - first))
-
-
-class ParticleBlock(TransformerBlock):
-    """A transformer block of particles: [B, N, T, C] -> [B, N, T, C], or with `last_only` [B, N, 1, C]."""
-
-    def forward(self, x, bias=None, last_only=False):
-        attended = self.attn(self.ln1(x), bias, last_only)
-        x = x[:, :, -1:] + attended if last_only else x + attended
-        return x + self.mlp(self.ln2(x))
+    def bias(self, T, N):
+        """What is added to the logits of T frames of N tokens, -inf where one is not seen: [heads, T * N, T * N]."""
+        visible = self.mask[0, 0, 0, :T, :, :T, None].bool()  # [T, 1, T, 1]
+        bias = self.mask.new_zeros(1, T, N, T, N) if self.rel_pos_bias is None else self.rel_pos_bias(T, N)
+        return bias.masked_fill(~visible, float("-inf")).flatten(3, 4).flatten(1, 2)
 
 
 class ParticleTransformer(nn.Module):
-    """A causal transformer over particles and frames: [B, N, T, C] -> [B, N, T, C]."""
+    """A causal transformer over frames and particles: [B, T, N, C] -> [B, T, N, C]."""
 
     def __init__(self, dim, n_head, n_layer, max_frames, max_particles, dropout, positional_bias=True):
         super().__init__()
         self.blocks = nn.Sequential(
             *(
-                ParticleBlock(
+                TransformerBlock(
                     dim,
                     CausalParticleAttention(dim, n_head, max_frames, max_particles, dropout, positional_bias),
                     4,
@@ -96,15 +77,18 @@ class ParticleTransformer(nn.Module):
         self.head = nn.Linear(dim, dim, bias=False)
         init_transformer_weights(self)
 
-    def biases(self, n_particles, n_frames):
-        """The blocks' attention biases, a list."""
-        return [block.attn.bias(n_particles, n_frames) for block in self.blocks]
+    def biases(self, n_frames, n_particles):
+        """The blocks' attention biases, a list: they do not change from call to call."""
+        return [block.attn.bias(n_frames, n_particles) for block in self.blocks]
 
     def forward(self, x, biases=None, last_only=False):
-        """biases: those of `biases`, if they are known; last_only: give the last frame alone, [B, N, 1, C]."""
-        for i, block in enumerate(self.blocks):
-            x = block(x, None if biases is None else biases[i], last_only and block is self.blocks[-1])
-        return self.head(self.ln_f(x[:, :, -1:] if last_only else x))
+        """biases: those of `biases`, if they are known; last_only: give the last frame alone, [B, 1, N, C]."""
+        T, N = x.shape[1:3]
+        biases = self.biases(T, N) if biases is None else biases
+        x = x.flatten(1, 2)  # frame by frame
+        for block, bias in zip(self.blocks, biases, strict=True):
+            x = block(x, bias, N if last_only and block is self.blocks[-1] else None)
+        return self.head(self.ln_f(x)).unflatten(1, (-1, N))
 
 
 class ParticleProjection(nn.Module):
@@ -121,7 +105,7 @@ class ParticleProjection(nn.Module):
         self.bg_features_projection = mlp(bg_features_dim, hidden_dim, dim)
 
     def forward(self, particles):
-        """`Particles` [B, T, ...] -> tokens [B, N, T, C], the background's last."""
+        """`Particles` [B, T, ...] -> tokens [B, T, N, C], the background's last."""
         with full_precision(particles.z):
             attributes = [
                 self.xy_projection(particles.z),
@@ -132,7 +116,7 @@ class ParticleProjection(nn.Module):
             ]
             tokens = self.particle_projection(torch.cat(attributes, dim=-1))  # [B, T, K, C]
             background = self.bg_features_projection(particles.z_bg).unsqueeze(2)  # [B, T, 1, C]
-        return torch.cat([tokens, background], dim=2).transpose(1, 2)
+        return torch.cat([tokens, background], dim=2)
 
 
 class ParticleDecoder(nn.Module):
@@ -150,8 +134,8 @@ class ParticleDecoder(nn.Module):
         self.bg_features_head = nn.Linear(hidden_dim, 2 * bg_features_dim)
 
     def forward(self, tokens):
-        """[B, N, T, C] -> `Prediction` [B, T, ...]; the position's mean is not bounded yet."""
-        hidden = self.backbone(tokens.transpose(1, 2))  # [B, T, N, hidden]
+        """[B, T, N, C] -> `Prediction` [B, T, ...]; the position's mean is not bounded yet."""
+        hidden = self.backbone(tokens)  # [B, T, N, hidden]
         heads = self.x_head, self.y_head, self.scale_xy_head, self.depth_head, self.obj_on_head, self.features_head
         y, x, scale, depth, obj_on, features = apply_heads(hidden[:, :, :-1], *heads)
         (background,) = apply_heads(hidden[:, :, -1], self.bg_features_head)
@@ -239,16 +223,16 @@ class DynamicsDLP(nn.Module):
         constrain: a function that is applied to each predicted frame, `Particles` [B, 1, ...], before it is used.
         """
         last = particles.frames(slice(-1, None))
-        tokens = self.particle_projection(particles.frames(slice(-self.block_size, None)))  # [B, N, T, C]
+        tokens = self.particle_projection(particles.frames(slice(-self.block_size, None)))  # [B, T, N, C]
         unrolled, biases = [particles], None
         for _ in range(steps):
-            if biases is None or biases[0].shape[2] != tokens.shape[2]:
+            if biases is None or biases[0].shape[-1] != tokens.shape[1] * tokens.shape[2]:
                 biases = self.particle_transformer.biases(*tokens.shape[1:3])
             hidden = self.particle_transformer(tokens, biases, last_only=True)
             following = self._decode(hidden, last).sample(deterministic)
             last = following if constrain is None else constrain(following)
             unrolled.append(last)
-            tokens = torch.cat([tokens, self.particle_projection(last)], dim=2)[:, :, -self.block_size :]
+            tokens = torch.cat([tokens, self.particle_projection(last)], dim=1)[:, -self.block_size :]
         return Particles.cat(unrolled)
 
     def forward(self, z, z_scale, z_obj_on, z_depth, z_features, z_bg_features):

@@ -69,7 +69,8 @@ def init_conv_weights(module):
 def apply_heads(hidden, *heads):
     """Linear layers of one input, in the precision of their weights: a list of their outputs."""
     with full_precision(hidden):
-        return apply_together(hidden.to(heads[0].weight.dtype), heads)
+        outputs = apply_together(hidden.to(heads[0].weight.dtype), heads)
+        return outputs.split([head.out_features for head in heads], dim=-1)
 
 
 def padded_conv(cin, cout, kernel, stride, pad_mode):

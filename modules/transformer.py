@@ -9,10 +9,9 @@ from torch import nn
 
 
 def apply_together(x, layers):
-    """What each of `layers`, `nn.Linear`s of one input, makes of x, a list: all in one matrix product."""
+    """What each of `layers`, `nn.Linear`s of one input, makes of x, side by side, in one matrix product."""
     weight = torch.cat([layer.weight for layer in layers])
-    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
-    return F.linear(x, weight, bias).split([layer.out_features for layer in layers], dim=-1)
+    return F.linear(x, weight, None if layers[0].bias is None else torch.cat([layer.bias for layer in layers]))
 
 
 class Dropout(nn.Dropout):
@@ -53,8 +52,8 @@ def attend(q, k, v, bias=None, dropout=0.0):
 class Attention(nn.Module):
     """Multi-head self-attention: [B, L, C] -> [B, L, C].
 
-    bias: [heads, L, L] or None, added to the logits; queries: the tokens that ask, [B, M, C], if those are not all: it
-    returns [B, M, C] then, and the bias is [heads, M, L].
+    bias: [heads, L, L] or None, added to the logits; last: how many tokens ask, the last ones, if those are not all: it
+    returns [B, last, C] then.
     """
 
     def __init__(self, dim, heads, dropout, linear_bias):
@@ -66,14 +65,19 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=linear_bias)
         self.resid_drop = Dropout(dropout)
 
-    def forward(self, x, bias=None, queries=None):
-        if queries is None:
-            q, k, v = apply_together(x, [self.query, self.key, self.value])
+    def forward(self, x, bias=None, last=None):
+        if last is None:
+            q, k, v = self._heads(x, self.query, self.key, self.value)
         else:
-            q, (k, v) = self.query(queries), apply_together(x, [self.key, self.value])
-        q, k, v = (tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2) for tokens in (q, k, v))
+            (q,), (k, v) = self._heads(x[:, -last:], self.query), self._heads(x, self.key, self.value)
+            bias = None if bias is None else bias[:, -last:]
         out = attend(q, k, v, bias, self.dropout if self.training else 0.0)
         return self.resid_drop(self.proj(out.transpose(1, 2).flatten(2)))
+
+    def _heads(self, x, *layers):
+        """What each of the layers makes of x, [B, heads, L, c]."""
+        together = apply_together(x, layers).unflatten(-1, (len(layers), self.heads, -1))
+        return together.permute(2, 0, 3, 1, 4).contiguous().unbind()
 
 
 class TransformerMLP(nn.Module):
@@ -91,7 +95,7 @@ class TransformerMLP(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """A pre-norm transformer block around an attention module: x to a tensor of the same shape, [..., C]."""
+    """A pre-norm transformer block around an `Attention`: [B, L, C] -> [B, L, C], or with `last` the last tokens."""
 
     def __init__(self, dim, attention, mlp_ratio, activation, dropout):
         super().__init__()
@@ -100,8 +104,9 @@ class TransformerBlock(nn.Module):
         self.attn = attention
         self.mlp = TransformerMLP(dim, mlp_ratio, activation, dropout)
 
-    def forward(self, x):
-        x = x + self.attn(self.ln1(x))
+    def forward(self, x, bias=None, last=None):
+        attended = self.attn(self.ln1(x), bias, last)
+        x = (x if last is None else x[:, -last:]) + attended
         return x + self.mlp(self.ln2(x))
 
 
