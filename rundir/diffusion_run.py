@@ -162,10 +162,10 @@ def checked_state(state, path):
     if not isinstance(state["ema"], dict):
         raise UserError(f"{path}: not a model.pth of DiffuseDDLP: its ema is {describe(state['ema'])}")
     ema = dict(state["ema"])
-    for name in ("initted", "step"):
+    for name, kind in (("initted", torch.bool), ("step", torch.int64)):
         if name not in ema or not torch.is_tensor(ema[name]) or ema[name].numel() != 1:
             raise UserError(f"{path}: not a model.pth of DiffuseDDLP: its ema lacks {name}, one number")
-        ema[name] = ema[name].reshape(())
+        ema[name] = ema[name].reshape(()).to(kind)
     return {**state, "ema": ema}
 
 

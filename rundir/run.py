@@ -6,6 +6,7 @@ and `training_state.pt`, from which training goes on. Released folders (`hparams
 """
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -141,13 +142,17 @@ class RunDirectory:
             log_line(self.path, line)
 
     def record(self, values):
-        """Add a training step's numbers to metrics.jsonl, in place of any record of that step or of a later one."""
+        """Add a training step's numbers to metrics.jsonl, in place of any record of that step or of a later one.
+        What is not finite, such as the PSNR of a perfect reconstruction, is null there."""
         if not self.is_main:
             return
         kept = [record for record in self.records() if record[self.counter] < values[self.counter]]
         with atomic_write(self.metrics_path) as temporary:
-            text = "".join(json.dumps(record) + "\n" for record in [*kept, values])
+            text = "".join(json.dumps(_finite(record)) + "\n" for record in [*kept, values])
             temporary.write_text(text, encoding="utf-8")
+
+    def hand_on(self, values):
+        """Hand a training step's numbers, and the figures written before it, to the tracker, if there is one."""
         if self.tracker:
             self.tracker.record(values, values[self.counter])
 
@@ -161,6 +166,11 @@ class RunDirectory:
         """Hand a figure or an animation that was written to the tracker, if there is one."""
         if self.tracker:
             self.tracker.add_file(path)
+
+
+def _finite(record):
+    """A dict of numbers as JSON knows them: null in place of what is not finite."""
+    return {name: None if value is None or not math.isfinite(value) else value for name, value in record.items()}
 
 
 class Run(RunDirectory):

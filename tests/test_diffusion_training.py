@@ -356,7 +356,9 @@ def stopped(tmp_path, config, monkeypatch, capsys):
     """A run that was stopped between two saves, after the moving average has begun."""
     with monkeypatch.context() as patched:
         before(patched, "_step", STOP - 1, lambda: signal.raise_signal(signal.SIGTERM))
-        run = train(tmp_path, config)
+        with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+            train(tmp_path, config)
+    run = the_run(tmp_path)
     line = f"stopped at epoch 14, iteration {STOP}; go on with: python train_diffuse_ddlp.py --resume {run.path.name}"
     assert line in capsys.readouterr().out
     assert checkpoints.load(run.state_path)["step"] == STOP

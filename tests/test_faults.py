@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import h5py
 import psutil
 import pytest
 import torch
@@ -128,7 +129,7 @@ def test_a_signal_to_the_whole_group_saves(number, tmp_path, config, uninterrupt
         code, lines = command(train, tmp_path, config, num_workers=2)
     run = the_run(tmp_path)
     line = f"stopped at epoch 0, iteration 2; go on with: python train_dlp.py --resume {run.path.name}"
-    assert code == 0 and lines[-1] == line
+    assert code == 128 + number and lines[-1] == line
     resume(run)
     assert_same_run(run, uninterrupted)
 
@@ -146,7 +147,7 @@ def test_a_signal_stops_an_evaluation(number, tmp_path, config, uninterrupted, m
     with monkeypatch.context() as patched:
         patched.setattr(training.particles, "mean_elbo", endless)
         code, lines = command(train, tmp_path, config)
-    assert code == 0 and lines[-1].startswith("stopped at epoch 0, iteration 4; go on with: ")
+    assert code == 128 + number and lines[-1].startswith("stopped at epoch 0, iteration 4; go on with: ")
     run = the_run(tmp_path)
     assert run.load_state()["progress"]["evaluation_due"] and run.records() == []
     resume(run)
@@ -255,6 +256,28 @@ def test_a_state_of_another_run_names_the_keys(tmp_path, config, uninterrupted):
     checkpoints.save({**state, "items": 17}, run.state_path)
     code, lines = command(train_dlp.main, ["--resume", str(run.path)])
     assert code == 2 and "the training set had 17 items, it has 16 now; legal: the same data" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("values", "warning: the training set has changed (some of its items are others) since "),
+        ("times", "warning: files of the training set have changed (names, sizes or times; the items that were "),
+        ("nothing", None),
+    ],
+)
+def test_data_that_changed_under_a_run_is_said(change, said, tmp_path, config, balls_data):
+    data = shutil.copytree(balls_data, tmp_path / "data")
+    run = train(tmp_path, {**config, "ds": "balls", "root": str(data)}, num_epochs=1, train_size=8)
+    if change == "values":
+        with h5py.File(data / "train.hdf5", "r+") as file:
+            file["imgs"][:, 0] = 255 - file["imgs"][:, 0]
+    if change == "times":
+        os.utime(data / "train.hdf5", (0, 0))
+    resume(run, num_epochs=2)
+    log = (run.path / "log.txt").read_text()
+    assert len(run.records()) == 2
+    assert (said in log) if said else ("warning" not in log)
 
 
 def copy_of(run, folder):

@@ -7,6 +7,7 @@ import os
 import platform
 import secrets
 import shutil
+import stat
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -38,7 +39,7 @@ def atomic_write(path, replace=True):
     """
     path = Path(path)
     remove_abandoned(path.parent, glob.escape(path.stem), path.suffix)
-    writer = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    writer = f"{machine_id()}-{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.stem}.{writer}.part{path.suffix}")
     before = _identity(path)
     try:
@@ -74,7 +75,7 @@ def remove_abandoned(folder, stem, suffix):
 def _is_abandoned(temporary):
     machine, _, rest = temporary.name.removesuffix(f".part{temporary.suffix}").rpartition(".")[2].partition("-")
     process = rest.partition("-")[0]
-    if machine == _machine() and process.isdecimal() and not _is_running(int(process)):
+    if machine == machine_id() and process.isdecimal() and not _is_running(int(process)):
         return True
     return time.time() - temporary.stat().st_mtime > ABANDONED
 
@@ -89,7 +90,7 @@ def _is_running(process):
 
 
 @cache
-def _machine():
+def machine_id():
     """A short name of what a process number is unique in: a container or machine since it was started."""
     try:
         place = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8") + os.readlink("/proc/self/ns/pid")
@@ -109,6 +110,15 @@ def link_or_copy(path, other):
 def is_clutter(name):
     """Whether a file or folder of that name is none that a person put there."""
     return name.startswith(".") or name.lower() in _CLUTTER
+
+
+def is_special_file(entry):
+    """Whether an `os.DirEntry` is a pipe, a socket or a device, which may never come to an end."""
+    try:
+        mode = entry.stat().st_mode
+    except OSError:  # a link that leads nowhere: whoever opens it says so
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def make_folder(path):
