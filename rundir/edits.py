@@ -213,9 +213,7 @@ class EditFile:
         names = [field.name for field in fields(cls)]
         version = values.get("particle_edits") if isinstance(values, dict) else None
         if isinstance(version, int) and version > VERSION:
-            raise UserError(
-                f"{path}: written by a later version of this program, in format {version}; legal: {VERSION}"
-            )
+            raise UserError(f"{path}: written by a later version, in format {version}; legal: {VERSION}")
         if version != VERSION:
             raise UserError(f'{path}: not a file of edits; legal: a JSON object with "particle_edits": {VERSION}')
         for name in values:
