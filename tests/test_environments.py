@@ -103,3 +103,15 @@ def test_an_mp4_without_ffmpeg_is_one_line(tmp_path, monkeypatch):
         save_animation(frames, tmp_path / "a.mp4", 0.1)
     save_animation(frames, tmp_path / "a.gif", 0.1)
     assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes that end so")
+def test_output_that_nobody_reads_any_more_is_no_error():
+    code = "from utils.errors import run_command; run_command(lambda: [print('x' * 99) for _ in range(9999)])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == 141

@@ -1,5 +1,6 @@
 """What a user can fix, and how a command says so."""
 
+import os
 import sys
 import warnings
 from io import TextIOWrapper
@@ -23,6 +24,16 @@ def is_lost_process(error):
     return type(error).__name__.startswith("Dist") or any(words in str(error) for words in _LOST)
 
 
+def _output_has_no_reader():
+    """Whether who read the standard output has left, as `| head` does; then nothing more is written to it."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 def run_command(main):
     """Call ``main()``; a `UserError` becomes one line on stderr and its exit status, a warning to the user one line.
     What the output's encoding lacks, such as bytes of file names that are no text, is printed as escapes."""
@@ -39,6 +50,11 @@ def run_command(main):
     warnings.showwarning = show
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _output_has_no_reader():
+            raise
+        sys.exit(141)  # as shells say of a program that SIGPIPE ended
     except UserError as error:
         # PyTorch hands on the error of a process that loads data as that process's traceback, which ends in its text.
         text = str(error).rstrip().rpartition(f"{type(error).__name__}: ")[2]
