@@ -12,7 +12,7 @@ from utils.errors import run_command
 
 def train_ddlp(config_path="./configs/balls.json"):
     """Train the DDLP of a configuration, as the command line does. Returns the trained `ObjectDynamicsDLP`."""
-    return train(DDLPTask, Config.load(config_path))
+    return train(DDLPTask, Config.load(config_path)).trained_model
 
 
 def main(arguments=None):

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from configs.schema import DiffuseConfig, overrides_from
 from models import ObjectDynamicsDLP
 from rundir.diffusion_run import DiffusionRun, find_ddlp_config, find_ddlp_weights
-from training.command import parse_arguments, resume_command
+from training.command import leave, parse_arguments, resume_command
 from training.diffusion import DiffusionTask
 from training.loop import TrainingLoop
 from utils import checkpoints
@@ -37,6 +37,7 @@ def main(arguments=None):
         statistics = task.diffuse_ddlp.normalization, task.identity
         run = DiffusionRun.create(config, ddlp_config, accelerator, weights, *statistics)
     loop.fit(run)
+    leave(loop)
 
 
 def configuration(args, overrides):

@@ -12,7 +12,7 @@ from utils.errors import run_command
 
 def train_dlp(config_path="./configs/shapes.json"):
     """Train the DLPv2 of a configuration, as the command line does. Returns the trained `ObjectDLP`."""
-    return train(DLPTask, Config.load(config_path))
+    return train(DLPTask, Config.load(config_path)).trained_model
 
 
 def main(arguments=None):

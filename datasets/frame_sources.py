@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from utils.errors import UserError
-from utils.files import is_clutter
+from utils.files import is_clutter, is_special_file
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey and alpha", 6: "RGBA"}
@@ -161,7 +161,7 @@ class FrameFolders(FrameSource):
         for entry in self._entries(folder):
             stem, ending = os.path.splitext(entry.name)
             number = stem.removeprefix(self.prefix)
-            if ending != ".png":
+            if ending != ".png" or is_special_file(entry):
                 continue
             if not stem.startswith(self.prefix) or not _is_number(number):
                 raise UserError(f"{entry.path}: is not a frame's name; {self._legal}")

@@ -18,7 +18,7 @@ and, if it is registered with `decodes=True`, with `cache=` (whether to keep dec
 - for `video`: [T, 3, H, W]; in train a window of T = `sample_length` frames, otherwise a whole episode;
 - for `image`: [3, H, W], or a window [sample_length, 3, H, W] where the images come from videos.
 
-The further entries are the data set's own.
+The further entries are the data set's own. Each item is checked when it is read: a `UserError` says what is wrong.
 """
 
 import warnings
@@ -30,7 +30,7 @@ from importlib import import_module
 from torch.utils.data import Subset, default_collate
 
 from datasets.episodes import EpisodeVideos, why_empty
-from datasets.item_check import check_first_item
+from datasets.item_check import CheckedItems
 from datasets.loading import Loader
 from utils.errors import UserError
 from utils.legal import illegal
@@ -123,6 +123,10 @@ def _make(kind, ds, root, mode, image_size, seq_len, num_items, cache, as_uint8)
     if _VARIANTS[ds].decodes:
         options |= {"cache": cache, "as_uint8": as_uint8}
     dataset = variant(root, mode=mode, image_size=image_size, sample_length=seq_len, **options)
+    if not isinstance(dataset, EpisodeVideos):  # whose items are what they should be
+        windows = seq_len if kind == "image" or mode == "train" else 1
+        num_frames = None if kind == "image" and seq_len == 1 else windows
+        dataset = CheckedItems(dataset, ds, image_size, num_frames, as_uint8 and _VARIANTS[ds].decodes)
     if num_items is None or len(dataset) <= num_items:
         return dataset
     return Subset(dataset, spread(len(dataset), num_items))
@@ -153,12 +157,6 @@ def _imported(name, ds):
         raise UserError(f"data set {ds}: {name}: {place}") from error
     except AttributeError as error:
         raise UserError(f"data set {ds}: {name}: {error}") from error
-
-
-def check_first(dataset, ds, image_size, num_frames=None):
-    """`UserError` unless the first item of the data set `ds` is as this module's text says. num_frames: of a clip, at
-    least; None: an item is an image."""
-    check_first_item(dataset, ds, image_size, num_frames, may_be_uint8=_VARIANTS[ds].decodes)
 
 
 def _names(names):

@@ -22,11 +22,12 @@ from tqdm import tqdm
 from datasets.frame_cache import Words, check_room, load_or_build, map_npy, write_blocks
 from datasets.loading import Loader
 from utils.progress import progress_bar
+from utils.random_state import preserve_random_state, seed_everything
 
 AT_ONCE = 32  # clips that are encoded together; not the batch size, so that the particles do not depend on it
 _FILES = 32  # of a training set, at most
 _VERSION = 2  # of how clips are encoded and kept; another number makes every file anew
-_SAMPLES = 16  # items that stand for a data set without a fingerprint of its own
+_SAMPLES = 16  # items that stand for a data set
 _DEFAULT_FOLDER = "data"  # of a data set that lies nowhere
 _PARTICLES = Words("encoded particles", "or encode_on_the_fly true, which encodes each batch anew")
 
@@ -121,9 +122,31 @@ def clip_batches(clips, which, num_workers):
 def data_fingerprint(videos):
     """What tells a data set of videos from another, or from itself with other frames: its own `fingerprint()`, or,
     where it has none, a hash of some of its items."""
-    if hasattr(videos, "fingerprint"):
-        return videos.fingerprint()
+    return videos.fingerprint() if hasattr(videos, "fingerprint") else _digest_of_items(videos)
+
+
+def _digest_of_items(dataset):
+    """A hash of some of a data set's items, always of the same ones, also where it draws something for them."""
     digest = hashlib.sha256()
-    for index in np.linspace(0, len(videos) - 1, min(_SAMPLES, len(videos)), dtype=int).tolist():
-        digest.update(np.ascontiguousarray(videos[index][0]).tobytes())
+    with preserve_random_state():
+        seed_everything(0, "items")
+        which = np.linspace(0, len(dataset) - 1, min(_SAMPLES, len(dataset)), dtype=int).tolist()
+        for batch in Loader(Subset(dataset, which), 1, generator=torch.Generator()):
+            digest.update(np.ascontiguousarray(batch[0]).tobytes())
     return digest.hexdigest()[:16]
+
+
+def data_identity(dataset):
+    """What tells a training set from itself with other data, for `data_change`: a dict."""
+    whole = dataset.dataset if isinstance(dataset, Subset) else dataset
+    files = whole.fingerprint() if hasattr(whole, "fingerprint") else None
+    return {"files": files, "items": _digest_of_items(dataset)}
+
+
+def data_change(before, now):
+    """What has changed between two `data_identity`s, in words; None if nothing has."""
+    if before["items"] != now["items"]:
+        return "the training set has changed (some of its items are others)"
+    if before["files"] != now["files"]:
+        return "files of the training set have changed (names, sizes or times; the items that were compared are equal)"
+    return None

@@ -1,4 +1,4 @@
-"""Videos in the files that people have: MP4 and the like, animated GIFs, folders of PNG or JPEG frames.
+"""Videos in the files that people have: MP4 and the like, animated GIFs, folders of frames that are images.
 
 Whatever it lies in, a video has a `probe`, which counts its frames by decoding them and refuses what is damaged, and
 `frames`, which decodes. Frames come one after another as they are stored: where a video's rate varies, none is doubled
@@ -23,14 +23,18 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from utils.errors import UserError
-from utils.files import is_clutter
-from utils.tone_mapping import TRANSFERS, to_standard_range
+from utils.files import is_clutter, is_special_file
+from utils.tone_mapping import PQ, TRANSFERS, WIDE, to_standard_range
 
 VIDEO_ENDINGS = (
     *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif"),
     *(".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".3gp", ".ogv"),
 )
-IMAGE_ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+IMAGE_ENDINGS = {
+    **{".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP"},
+    **{".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"},
+}
+IMAGES = ", ".join(dict.fromkeys(IMAGE_ENDINGS.values()))
 _DOCUMENT_ENDINGS = (".txt", ".md", ".json", ".csv", ".tsv", ".yaml", ".yml", ".xml", ".html", ".pdf")
 _TYPES = MimeTypes()  # the library's own, the same on every machine
 # All of these have been seen to come out of Pillow for damaged files.
@@ -50,7 +54,8 @@ _SEEK_DISTANCE = 16  # frames from one seek point to the next, at least
 _GIF_DURATION = 10  # hundredths of a second, in browsers, of what is shorter than 2
 _INTRA = 1  # the type of a picture that is decoded without others
 _WIDE_COLOURS = 9, 10  # BT.2020, in which HDR is stored
-_NO_TRANSFER = 2
+_UNKNOWN = 2  # colours or transfer
+_HDR_SIDE_DATA = "MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL"  # of HDR10, whose transfer is PQ
 
 # What the libraries print is captured where it matters.
 av.logging.set_level(av.logging.ERROR)
@@ -90,7 +95,8 @@ class VideoFile:
                 if frame is None:
                     lost += 1
                     continue
-                size = size or _to_rgb(frame, stream).shape[1::-1]
+                if size is None:
+                    size, transfer = _to_rgb(frame, stream).shape[1::-1], _transfer(frame, stream.codec_context)
                 if frame.key_frame and frame.pict_type == _INTRA and len(times) >= points[-1][0] + _SEEK_DISTANCE:
                     points.append((len(times), frame.pts))
                 times.append(frame.pts)
@@ -107,8 +113,12 @@ class VideoFile:
                 )
             if said:
                 _warn(self.path, f"its {len(times)} frames are taken, though the decoder says: {said[0]}")
-            if _is_unknown_hdr(stream.codec_context):
-                _warn(self.path, "may be HDR (BT.2020 in 10 bits), but does not say so; it is not tone-mapped")
+            if transfer == WIDE and stream.codec_context.color_trc == _UNKNOWN:
+                _warn(
+                    self.path,
+                    "is in the colours of HDR (BT.2020), but names no transfer curve; it is taken as of standard range,"
+                    " as players do",
+                )
             length = sum(islice(_copies(self.path, container), len(times)))
         is_ordered = None not in times and all(a < b for a, b in pairwise(times))
         return Shape(length, *size, tuple(points[1:]) if is_ordered else ())
@@ -206,9 +216,14 @@ def _is_cut_avi(path):
     return promised != _UNKNOWN_SIZE and promised + 8 > os.path.getsize(path)
 
 
-def _is_unknown_hdr(codec):
-    is_deep = max(component.bits for component in codec.format.components) > 8
-    return is_deep and codec.colorspace in _WIDE_COLOURS and codec.color_trc == _NO_TRANSFER
+def _transfer(frame, codec):
+    """The transfer of a frame in BT.2020's colours, for `to_standard_range`; None for others, left as they are."""
+    if codec.color_trc in TRANSFERS:
+        return codec.color_trc
+    if codec.color_primaries not in (*_WIDE_COLOURS, _UNKNOWN) or codec.colorspace not in _WIDE_COLOURS:
+        return None
+    is_hdr10 = codec.color_trc == _UNKNOWN and any(frame.side_data.get(name) for name in _HDR_SIDE_DATA)
+    return PQ if is_hdr10 else WIDE
 
 
 def _to_rgb(frame, stream):
@@ -223,8 +238,9 @@ def _to_rgb(frame, stream):
     )
     if has_alpha:
         pixels = (pixels[..., :3] * (pixels[..., 3:] / 255)).round().astype(np.uint8)
-    if stream.codec_context.color_trc in TRANSFERS:
-        pixels = to_standard_range(pixels, stream.codec_context.color_trc)
+    transfer = _transfer(frame, stream.codec_context)
+    if transfer is not None:
+        pixels = to_standard_range(pixels, transfer)
     return _upright(pixels, frame.side_data.get("DISPLAYMATRIX"))
 
 
@@ -240,7 +256,7 @@ def _upright(pixels, matrix):
 
 @dataclass(frozen=True)
 class FrameFolder:
-    """A folder of frames that are files, all PNG or all JPEG, in the natural order of their names: 9 before 10."""
+    """A folder of frames that are images of one kind, each a file, in the natural order of their names: 9 before 10."""
 
     path: Path
     names: tuple[str, ...]
@@ -277,12 +293,15 @@ def _opened(path):
     """Pillow's image of a file; what goes wrong with it becomes a UserError."""
     try:
         with Image.open(path, formats=tuple(set(IMAGE_ENDINGS.values()))) as image:
+            # A phone's JPEG may have a second picture, a preview.
+            if getattr(image, "n_frames", 1) > 1 and image.format not in ("JPEG", "MPO"):
+                raise UserError(f"{path}: holds {image.n_frames} images; legal: one in each file")
             yield image
     except UserError:
         raise
     except _PILLOW_ERRORS as error:
         reason = getattr(error, "strerror", None) or "it is damaged or something else"
-        raise UserError(f"{path}: cannot be read: {reason}; legal: a whole PNG or JPEG image") from error
+        raise UserError(f"{path}: cannot be read: {reason}; legal: a whole image ({IMAGES})") from error
 
 
 def to_rgb(image):
@@ -317,7 +336,7 @@ def list_entries(folder, legal):
             named = {entry.name: entry for entry in entries}
             media = {name: entry for name, entry in named.items() if _has_media(entry)}
     except OSError as error:
-        raise UserError(f"{folder}: cannot be read: {error.strerror}; legal: {legal}") from error
+        raise UserError(f"{error.filename or folder}: cannot be read: {error.strerror}; legal: {legal}") from error
     others = sorted((name for name in named.keys() - media.keys() if not _is_ignored(name)), key=natural_order)
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
@@ -331,13 +350,13 @@ def _is_ignored(name):
 
 def _has_media(entry):
     """Whether an `os.DirEntry` is an image or a video, or a folder that holds one at any depth."""
-    if _is_ignored(entry.name):
+    if _is_ignored(entry.name) or is_special_file(entry):
         return False
     if entry.is_dir():
         with os.scandir(entry) as entries:
             return any(_has_media(each) for each in entries)
-    kind = _TYPES.guess_type(entry.name.lower())[0] or ""
-    return kind.startswith(("image/", "video/")) or entry.name.lower().endswith(VIDEO_ENDINGS)
+    kind = _TYPES.guess_type(entry.name.lower(), strict=False)[0] or ""
+    return kind.startswith(("image/", "video/")) or entry.name.lower().endswith((*VIDEO_ENDINGS, *IMAGE_ENDINGS))
 
 
 def find_videos(folder, legal):
@@ -360,7 +379,7 @@ def _video(entry, legal):
 
 
 def _frame_folder(folder):
-    legal = "in the folder of a video: its frames, all PNG or all JPEG"
+    legal = f"in the folder of a video: its frames, all of one kind ({IMAGES})"
     kinds = {}
     for entry in list_entries(folder, legal):
         kind = IMAGE_ENDINGS.get(os.path.splitext(entry.name)[1].lower())

@@ -8,7 +8,7 @@ range, decides: below 0.1 it is in test, below 0.2 in val, and else in train. Bu
 each, and otherwise at most a fifth of all: the smallest fractions are in test, the next ones in val. So a video stays
 where it is when others are added, but for the few of a small folder. At least three videos are needed.
 
-A video is an .mp4, .avi, .gif, .mov, .mkv or .webm file, or a folder whose PNG or JPEG files, in the natural order of
+A video is an .mp4, .avi, .gif, .mov, .mkv or .webm file, or a folder whose images (PNG, JPEG, ...), in the order of
 their names, are its frames. The largest square in the middle of a frame is resized to the image size (antialiased).
 Hidden files and documents (.txt, .json, ...) are left alone; anything else that is no video is an error, and so is a
 video that is damaged or shorter than a window or horizon.
@@ -31,14 +31,14 @@ import numpy as np
 from datasets.episodes import EpisodeVideos
 from datasets.frame_cache import folder_lock
 from datasets.frame_sources import FrameSource, note_file, resized
-from datasets.video_files import VIDEO_ENDINGS, FrameFolder, Shape, find_videos, list_entries
+from datasets.video_files import IMAGES, VIDEO_ENDINGS, FrameFolder, Shape, find_videos, list_entries
 from utils.errors import UserError
 from utils.files import atomic_write, available_cores
 from utils.progress import progress_bar
 
 DEFAULT_ROOT = "./data/video_folder"
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
-LEGAL = f"videos ({', '.join(VIDEO_ENDINGS)}) and folders of PNG or JPEG frames"
+LEGAL = f"videos ({', '.join(VIDEO_ENDINGS)}) and folders of frames ({IMAGES})"
 
 _INDEX = "video_folder"
 _counted = {}  # what this process has counted: from a video's fingerprint to its `Shape`

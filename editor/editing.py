@@ -30,6 +30,7 @@ class Editing:
     def _show_edited(self):
         self._slid = ()
         self.window.show_state()
+        self.window.say("")  # what it said is past
         self.window.viewing.decode_live()
 
     def preview(self, edits):

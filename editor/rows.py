@@ -36,7 +36,7 @@ class Row(ttk.Frame):
 
     def add_button(self, text, command, hint):
         button = ttk.Button(self, text=text, command=command, takefocus=0)
-        button.pack(side="left", padx=round(2 * self.unit))
+        button.pack(side="left", padx=round(self.unit))
         Tooltip(button, headertext=text, text=hint, timeout=0.8, width=round(220 * self.unit))
         return button
 

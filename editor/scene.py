@@ -13,6 +13,7 @@ from rundir import find_run
 from rundir.edits import shown_path
 from rundir.prediction import frames_seen, particle_config
 from utils.errors import UserError
+from utils.plotting import particle_colors
 
 KINDS = ("dlp", "ddlp", "diffuse-ddlp")  # a model's folder is named {kind}-{ds}
 FEWEST_FRAMES = 4  # of a video, unless the model sees fewer
@@ -67,6 +68,7 @@ def open_model(path, device):
     diffusion = model if run.kind == "diffuse_ddlp" else None
     drawing = model if diffusion is None else model.ddlp
     drawing.requires_grad_(False)
+    particle_colors(1)  # takes long the first time, which is not to be in the window's thread
     return LoadedModel(Path(path), run.kind, drawing, diffusion, frames_seen(run), particle_config(run), device)
 
 

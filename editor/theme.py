@@ -23,7 +23,7 @@ def scale_contents(window, scale=None):
         window.configure(background=style.lookup("TFrame", "background"))
         _scale_widgets(style, unit)
     style.configure("Error.TLabel", foreground="#c0392b")
-    style.configure("TButton", width=-6)
+    style.configure("TButton", width=-5)
     window.option_add("*TCombobox*Listbox.font", "TkDefaultFont")
     return unit
 

@@ -20,7 +20,7 @@ from editor.worker import Worker
 from utils.errors import UserError
 
 POLL = 15  # milliseconds
-SIZE = 1040, 740  # of the window, in units of `unit` pixels
+SIZE = 1040, 700  # of the window, in units of `unit` pixels
 SMALLEST = 760, 560
 
 
@@ -67,8 +67,8 @@ class EditorWindow(ThemedTk):
         self.source.grid(row=0, column=0, columnspan=2, sticky="ew", padx=pad, pady=pad)
         self.canvas.grid(row=1, column=0, sticky="nsew", padx=(pad, 0))
         self.panel.grid(row=1, column=1, rowspan=3, sticky="ns")
-        self.times.grid(row=2, column=0, sticky="ew", padx=pad, pady=pad // 2)
-        self.buttons.grid(row=3, column=0, sticky="ew", padx=pad)
+        self.times.grid(row=2, column=0, sticky="ew", padx=pad, pady=(pad // 2, 0))
+        self.buttons.grid(row=3, column=0, sticky="ew", padx=pad, pady=(pad // 2, 0))
         self.status.grid(row=4, column=0, columnspan=2, sticky="ew", padx=pad, pady=pad)
         screen = self.winfo_screenwidth(), self.winfo_screenheight()
         size, smallest = (

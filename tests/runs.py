@@ -9,8 +9,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.error
 from contextlib import ExitStack, contextmanager, nullcontext
+from datetime import timedelta
 from unittest import mock
 
 import filelock
@@ -28,6 +30,7 @@ from tests.balls import ROOT, SMALL, run_in
 from tests.processes import wait_until
 from training.loop import TrainingLoop
 from utils import checkpoints
+from utils.device import PATIENCE
 
 # DLPv2 on drawn shapes: epochs of 4 steps, saved after every third and after each epoch.
 SHAPES = {
@@ -206,20 +209,24 @@ def run_apart(function, *arguments, **options):
 # ------------------------------------------------------------------------------------------------- several processes
 
 # Runs training scripts with their arguments in turn, each in a folder of its own, as `python SCRIPT` does. RUN is the
-# run in the folder; with SIGTERM@N (or SIGKILL@N) process 1 alone gets that signal in the step after N; with NO_NOISE
+# run in the folder; with SIGTERM@N (or SIGKILL@N) process 1 alone gets that signal in the step after N; with
+# SIGTERM@one (or @group) it alone (or the group, launcher and all) gets it in an evaluation, in which it waits for
+# process 0 for ever; with SLOW a step takes longer than the processes wait before they ask each other; with NO_NOISE
 # nothing that is drawn decides a number (`without_noise`). What each process ends with is written beside the run.
 SCRIPT = """
-import json, os, runpy, signal, sys
+import json, os, runpy, signal, sys, time
 from contextlib import nullcontext
 from pathlib import Path
 import torch
 import training.loop
-from tests.runs import note_who_waits, without_noise
+from tests.processes import wait_until
+from tests.runs import impatient_while_data_is_made, note_who_waits, without_noise
 from training.diffusion import DiffusionTask
 from training.loop import TrainingLoop
 
 training.loop.loss_graph = lambda *arguments: torch.zeros(3, 8, 8)
 fit, step, encode = TrainingLoop.fit, TrainingLoop._step, DiffusionTask._encode
+evaluate = TrainingLoop._evaluate
 
 def fit_and_keep(loop, run):
     fit(loop, run)
@@ -227,32 +234,64 @@ def fit_and_keep(loop, run):
     Path(f"data_{loop.accelerator.process_index}.json").write_text(json.dumps([seen, encoded]))
 
 def step_with_signal(loop, batches):
-    if loop.progress.iteration == stop and loop.accelerator.process_index == 1:
+    if str(loop.progress.iteration) == stop and loop.accelerator.process_index == 1:
         signal.raise_signal(number)
+    if slow:
+        training.loop.AGREEMENT_SECONDS = 0.1
+        time.sleep(0.2)
     step(loop, batches)
     seen.append([loop.progress.epoch, [batch[0].double().sum().item() for batch in batches]])
+
+def evaluate_for_ever(loop):
+    if loop.accelerator.process_index == 1:
+        Path("waiting").write_text(str(os.getpid()))
+        loop.accelerator.wait_for_everyone()
+    wait_until(Path("waiting").exists, 60)
+    time.sleep(0.3)
+    os.killpg(0, number) if stop == "group" else os.kill(int(Path("waiting").read_text()), number)
+    while True:
+        time.sleep(0.01)
+
+def evaluate_or_wait(loop):
+    if stop not in ("one", "group"):
+        return evaluate(loop)
+    loop.task.evaluate = lambda *arguments: evaluate_for_ever(loop)
+    try:
+        return evaluate(loop)
+    except BaseException as error:
+        Path(f"left_{loop.accelerator.process_index}").write_text(type(error).__name__)
+        raise
 
 def encode_and_note(task, which):
     encoded.extend(which)
     return encode(task, which)
 
 TrainingLoop.fit, TrainingLoop._step, DiffusionTask._encode = fit_and_keep, step_with_signal, encode_and_note
+TrainingLoop._evaluate = evaluate_or_wait
 root, start, commands = sys.argv[1], os.getcwd(), json.loads(sys.argv[2])
 note_who_waits(Path(start))
+impatient_while_data_is_made()
 for folder, script, *arguments in commands:
     os.chdir(Path(start) / folder)
     stop, seen, encoded = None, [], []
     for each in [each for each in arguments if each.startswith("SIG")]:
         name, stop = each.split("@")
-        number, stop = getattr(signal, name), int(stop)
+        number = getattr(signal, name)
         arguments.remove(each)
-    noise = nullcontext()
-    if "NO_NOISE" in arguments:
-        arguments.remove("NO_NOISE")
-        noise = without_noise()
+    slow = "SLOW" in arguments
+    noise = without_noise() if "NO_NOISE" in arguments else nullcontext()
+    arguments = [each for each in arguments if each not in ("SLOW", "NO_NOISE")]
     sys.argv[1:] = [str(next(Path().glob("*_*dlp*/"))) if each == "RUN" else each for each in arguments]
-    with noise:
-        runpy.run_path(str(Path(root) / script), run_name="__main__")
+    status = 0
+    try:
+        with noise:
+            runpy.run_path(str(Path(root) / script), run_name="__main__")
+    except SystemExit as ended:
+        status = ended.code
+    with open(f"status_{os.environ['RANK']}", "a") as file:
+        print(status, file=file)
+    if status and stop in (None, "one", "group"):
+        sys.exit(status)
 """
 
 
@@ -265,12 +304,33 @@ def without_noise():
         yield
 
 
+TIMEOUT = timedelta(seconds=2)  # of the operations on several processes while data is made
+
+
+def impatient_while_data_is_made():
+    """Let operations on both processes give up after `TIMEOUT` while a task opens its data."""
+    open_data = training.particles.ParticleTask.open_data
+
+    def open_impatiently(task):
+        torch.distributed.distributed_c10d._set_pg_timeout(TIMEOUT)
+        try:
+            return open_data(task)
+        finally:
+            torch.distributed.distributed_c10d._set_pg_timeout(PATIENCE)
+
+    training.particles.ParticleTask.open_data = open_impatiently
+
+
 def note_who_waits(folder):
-    """Let a process that draws the shapes wait until another one waits for its lock, as it says in a file there."""
+    """Let a process that draws the shapes take longer than `TIMEOUT` from when another one waits for its lock, as that
+    one says in a file there."""
     draw, lock = ShapesDataset._draw, filelock.FileLock.acquire
 
     def draw_while_others_wait(dataset):
-        wait_until((folder / f"waits_{1 - int(os.environ['RANK'])}").exists, 60)
+        waits = folder / f"waits_{1 - int(os.environ['RANK'])}"
+        if not waits.exists():
+            wait_until(waits.exists, 60)
+            time.sleep(1.5 * TIMEOUT.total_seconds())
         draw(dataset)
 
     def acquire(self, *arguments, **options):
@@ -290,9 +350,10 @@ def launch(folder, *commands, status=0):
         [*torchrun, "script.py", str(ROOT), json.dumps(commands)],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert result.returncode == status, result.stdout + result.stderr
     return result.stdout + result.stderr

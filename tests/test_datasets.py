@@ -338,7 +338,8 @@ def test_generate_shape_dataset_torch_refuses(arguments, key):
 
 
 class Calls(Dataset):
-    """A data set of ten items, each the arguments that it was made with."""
+    """A data set of ten items, clips as long as is asked for, whose value is the index in hundredths, and the
+    arguments that it was made with."""
 
     def __init__(self, root, **arguments):
         self.arguments = {"root": root, **arguments}
@@ -347,7 +348,21 @@ class Calls(Dataset):
         return 10
 
     def __getitem__(self, index):
-        return index, self.arguments
+        shape = self.arguments["sample_length"], 3, *2 * [self.arguments["image_size"]]
+        return torch.full(shape, index / 100), self.arguments
+
+
+class ImageCalls(Calls):
+    """The same with images, where clips of one frame are asked for."""
+
+    def __getitem__(self, index):
+        x, arguments = super().__getitem__(index)
+        return (x[0] if len(x) == 1 else x), arguments
+
+
+def number_of(item):
+    """The index of an item of `Calls`."""
+    return round(100 * item[0].mean().item())
 
 
 @pytest.fixture
@@ -366,22 +381,24 @@ def test_shapes_by_name(tmp_path, monkeypatch):
 
 
 def test_ones_own_data_set_in_one_line(registry):
-    register("mine", image=Calls, video=Calls)
+    register("mine", image=ImageCalls, video=Calls)
     image = get_image_dataset("mine", "folder", mode="test", image_size=32, seq_len=3)
-    assert image[4] == (4, {"root": "folder", "mode": "test", "image_size": 32, "sample_length": 3})
+    assert number_of(image[4]) == 4
+    assert image[4][1] == {"root": "folder", "mode": "test", "image_size": 32, "sample_length": 3}
     video = get_video_dataset("mine", "folder", 7, "val")
-    assert video[9] == (9, {"root": "folder", "mode": "val", "image_size": 128, "sample_length": 7})
+    assert number_of(video[9]) == 9
+    assert video[9][1] == {"root": "folder", "mode": "val", "image_size": 128, "sample_length": 7}
     assert [len(get_video_dataset("mine", "folder", num_items=number)) for number in (None, 4, 10, 30)] == [
         10,
         4,
         10,
         10,
     ]
-    assert [item[0] for item in get_video_dataset("mine", "folder", num_items=4)] == [0, 2, 5, 7]
+    assert [number_of(item) for item in get_video_dataset("mine", "folder", num_items=4)] == [0, 2, 5, 7]
 
 
 def test_a_configuration_says_which_items_and_how_many(registry, monkeypatch):
-    register("mine", image=Calls, video=Calls)
+    register("mine", image=ImageCalls, video=Calls)
     config = Config(ds="mine", timestep_horizon=4, batch_size=4, train_size=6, val_size=3)
     videos = {mode: video_dataset(config, mode, 7) for mode in ("train", "val", "test")}
     assert {mode: len(videos[mode]) for mode in videos} == {"train": 6, "val": 3, "test": 10}
@@ -393,7 +410,7 @@ def test_a_configuration_says_which_items_and_how_many(registry, monkeypatch):
     ]
     assert lengths == [1, 5]
     monkeypatch.setattr(eval_gen_metrics, "TRAIN_WINDOWS", 3)
-    measured = [item[0] for item in prediction_videos(config.replace(train_size=None), "train", 7)]
+    measured = [number_of(item) for item in prediction_videos(config.replace(train_size=None), "train", 7)]
     assert measured == [0, 3, 6] and len(prediction_videos(config, "test", 7)) == 10
 
 
@@ -408,17 +425,21 @@ def test_processes_share_out_the_items_and_videos_are_cut():
 
 
 def test_takes_num_items(registry):
-    register("mine", image=Calls, takes_num_items=True)
+    register("mine", image=ImageCalls, takes_num_items=True)
     assert get_image_dataset("mine", "folder")[0][1]["num_items"] is None
     assert get_image_dataset("mine", "folder", num_items=4)[0][1]["num_items"] == 4
 
 
 def test_a_named_variant_is_imported_when_asked_for(registry, tmp_path, monkeypatch):
-    (tmp_path / "my_own_data.py").write_text("def videos(root, mode, image_size, sample_length):\n    return [root]\n")
+    (tmp_path / "my_own_data.py").write_text(
+        "import torch\n\n"
+        "def videos(root, mode, image_size, sample_length):\n"
+        "    return [(torch.zeros(1, 3, 128, 128), root)]\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     register("mine", video="my_own_data:videos")
     assert "my_own_data" not in sys.modules
-    assert get_video_dataset("mine", "folder") == ["folder"]
+    assert get_video_dataset("mine", "folder")[0][1] == "folder"
     del sys.modules["my_own_data"]
 
 

@@ -356,7 +356,9 @@ def stopped(tmp_path, config, monkeypatch, capsys):
     """A run that was stopped between two saves, after the moving average has begun."""
     with monkeypatch.context() as patched:
         before(patched, "_step", STOP - 1, lambda: signal.raise_signal(signal.SIGTERM))
-        run = train(tmp_path, config)
+        with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+            train(tmp_path, config)
+    run = the_run(tmp_path)
     line = f"stopped at epoch 14, iteration {STOP}; go on with: python train_diffuse_ddlp.py --resume {run.path.name}"
     assert line in capsys.readouterr().out
     assert checkpoints.load(run.state_path)["step"] == STOP
@@ -440,6 +442,9 @@ def test_statistics_of_others_are_refused(key, value, trained, tmp_path):
     path = tmp_path / "run" / "latent_stats.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     with pytest.raises(UserError, match=f"latent_stats.json: .*other particles: {key} is {json.dumps(value)}, .*legal"):
+        resume(DiffusionRun.open(tmp_path / "run"))
+    path.write_text("[1]")
+    with pytest.raises(UserError, match=r"latent_stats\.json: not a JSON object"):
         resume(DiffusionRun.open(tmp_path / "run"))
 
 

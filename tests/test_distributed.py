@@ -1,7 +1,9 @@
 """Training on two processes, as `accelerate launch` starts one per device."""
 
 import json
+import re
 import shutil
+import signal
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
@@ -59,6 +61,7 @@ def launched(tmp_path_factory):
         folder,
         ("dlp/whole", dlp, "-d", "../small.json"),
         ("dlp/stopped", dlp, "-d", "../small.json", "SIGTERM@18"),
+        ("dlp/stopped", dlp, "--resume", "RUN", "SLOW", "SIGINT@22"),
         ("dlp/stopped", dlp, "--resume", "RUN"),
         ("ddlp", "train_ddlp_accelerate.py", "-d", "small.json"),
         ("joint", "train_ddlp_accelerate.py", "-d", "small.json", "NO_NOISE"),
@@ -70,22 +73,27 @@ def launched(tmp_path_factory):
 
 
 def test_two_processes_train_one_model_and_go_on_exactly(launched):
-    """A signal to one of them stops both."""
+    """A signal to one of them stops both, after the same step, also where steps are slow."""
     folder, output = launched
     whole, stopped = the_run(folder / "dlp" / "whole"), the_run(folder / "dlp" / "stopped")
     # 16 images, 2 processes of 2 images
     assert [record["iteration"] for record in whole.records()] == [4, 8, 12, 16, 20, 24]
     assert (whole.path / "log.txt").read_text().count("epoch 0 iteration 4 ") == 1
     assert_one_model(folder / "dlp" / "whole", checkpoints.load(whole.weights_path()))
-    line = "stopped at epoch 4, iteration 20; go on with: accelerate launch --config_file ./accel_conf.yml"
-    assert output.count(f"{line} train_dlp_accelerate.py --resume {stopped.path.name}") == 1
-    assert "resumed at epoch 4, iteration 20" in output
+    go_on = f"accelerate launch --config_file ./accel_conf.yml train_dlp_accelerate.py --resume {stopped.path.name}"
+    # After the signal in the step after 18 at the next step at which they ask each other; after the one in 22 at once.
+    (place, _), (second, _) = re.findall(f"stopped at (epoch ., iteration (19|20|23)); go on with: {go_on}", output)
+    assert f"resumed at {place}" in output and second == "epoch 5, iteration 23"
+    told, signalled = ((folder / "dlp" / "stopped" / f"status_{process}").read_text().split() for process in (0, 1))
+    assert signalled == [str(128 + signal.SIGTERM), str(128 + signal.SIGINT), "0"]
+    assert told[2] == "0" and all(int(status) > 128 for status in told[:2])
     assert "destroy_process_group" not in output  # PyTorch's warning where a training is not ended
     assert_same_run(stopped, whole)
 
 
 def test_one_process_makes_the_data_while_the_others_wait_for_its_lock(launched):
-    """In a collective they would give up; here who draws waits until the other waits for the lock."""
+    """In a collective they would give up, here after two seconds; who draws takes three from when the other waits for
+    the lock."""
     folder, _ = launched
     assert (folder / "waits_0").exists() and (folder / "waits_1").exists()
     assert len(list((folder / "shapes").glob("*.npy"))) == 4  # images and shapes, to train and to validate
@@ -159,6 +167,19 @@ def test_a_process_that_is_killed_ends_the_others_with_one_line(launched, tmp_pa
     )
     assert line in output.splitlines() and run.load_state()["progress"]["iteration"] == 4
     assert output.count("Traceback") == 1 and "torch/distributed/run.py" in output  # of what started the processes
+
+
+@pytest.mark.parametrize(("to", "name"), [("one", "SIGTERM"), ("group", "SIGINT")])
+def test_a_signal_in_an_evaluation_stops_both(to, name, launched, tmp_path):
+    """Also the process that waits for the other one, in an operation that Python's signal handlers do not enter."""
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run", SHAPES, root=str(launched[0] / "shapes"), **DLP)
+    output = launch(tmp_path, ("run", "train_dlp_accelerate.py", "-d", "small.json", f"{name}@{to}"), status=1)
+    run = the_run(tmp_path / "run")
+    assert "stopped at epoch 0, iteration 4; go on with: accelerate launch" in output and "error:" not in output
+    assert [(tmp_path / "run" / f"left_{process}").read_text() for process in (0, 1)] == ["Stopped", "Stopped"]
+    progress = run.load_state()["progress"]
+    assert progress["iteration"] == 4 and progress["evaluation_due"] and run.records() == []
 
 
 def test_also_before_training_a_lost_process_is_one_line(capsys):

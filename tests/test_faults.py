@@ -4,6 +4,7 @@
 """
 
 import ctypes
+import json
 import os
 import random
 import shutil
@@ -14,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import h5py
 import psutil
 import pytest
 import torch
@@ -30,7 +32,7 @@ from training.interruption import Interruption, Stopped
 from training.loop import TrainingError
 from training.particles import DLPTask
 from utils import checkpoints
-from utils.errors import run_command
+from utils.errors import UserError, run_command
 
 train, resume = partial(runs.train, train_dlp.main), partial(runs.resume, train_dlp.main)
 
@@ -128,7 +130,7 @@ def test_a_signal_to_the_whole_group_saves(number, tmp_path, config, uninterrupt
         code, lines = command(train, tmp_path, config, num_workers=2)
     run = the_run(tmp_path)
     line = f"stopped at epoch 0, iteration 2; go on with: python train_dlp.py --resume {run.path.name}"
-    assert code == 0 and lines[-1] == line
+    assert code == 128 + number and lines[-1] == line
     resume(run)
     assert_same_run(run, uninterrupted)
 
@@ -146,7 +148,7 @@ def test_a_signal_stops_an_evaluation(number, tmp_path, config, uninterrupted, m
     with monkeypatch.context() as patched:
         patched.setattr(training.particles, "mean_elbo", endless)
         code, lines = command(train, tmp_path, config)
-    assert code == 0 and lines[-1].startswith("stopped at epoch 0, iteration 4; go on with: ")
+    assert code == 128 + number and lines[-1].startswith("stopped at epoch 0, iteration 4; go on with: ")
     run = the_run(tmp_path)
     assert run.load_state()["progress"]["evaluation_due"] and run.records() == []
     resume(run)
@@ -255,6 +257,65 @@ def test_a_state_of_another_run_names_the_keys(tmp_path, config, uninterrupted):
     checkpoints.save({**state, "items": 17}, run.state_path)
     code, lines = command(train_dlp.main, ["--resume", str(run.path)])
     assert code == 2 and "the training set had 17 items, it has 16 now; legal: the same data" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"progress": None}, "no progress as training saves"),
+        ({"progress": {"epoch": -1, "iteration": 3}}, "no progress as training saves"),
+        ({"optimizer": {}}, "no optimizer as training saves"),
+        ({"best": None, "means": 5}, "no means and best as training saves"),
+        ({"model": 3}, "no model as training saves"),
+    ],
+)
+def test_a_state_with_other_entries_is_named(change, words, tmp_path, uninterrupted):
+    run = copy_of(uninterrupted, tmp_path)
+    checkpoints.save({**checkpoints.load(run.state_path), **change}, run.state_path)
+    with pytest.raises(UserError, match=f"training_state.pt: {words}; legal: a state that training saved"):
+        run.load_state()
+
+
+def test_damaged_records_are_named(tmp_path, uninterrupted):
+    run = copy_of(uninterrupted, tmp_path)
+    records = run.records()
+    for line in ('{"epoch": 2, "iter', "[1]", '{"epoch": 2}'):
+        run.metrics_path.write_text("".join(json.dumps(record) + "\n" for record in records) + line)
+        with pytest.raises(UserError, match=f"metrics.jsonl: line {len(records) + 1} is damaged; legal: without it"):
+            run.records()
+
+
+def test_no_two_processes_train_in_one_directory(tmp_path, uninterrupted):
+    run = copy_of(uninterrupted, tmp_path)
+    before = run.state_path.read_bytes()
+    with run.locked():
+        code, lines = command(train_dlp.main, ["--resume", str(run.path), "--num_epochs", "4"])
+    assert code == 2 and lines[-1] == f"error: {run.path}: another process trains in it; legal: when that has ended"
+    assert run.state_path.read_bytes() == before
+    with run.locked():  # it is free again
+        pass
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("values", "warning: the training set has changed (some of its items are others) since "),
+        ("times", "warning: files of the training set have changed (names, sizes or times; the items that were "),
+        ("nothing", None),
+    ],
+)
+def test_data_that_changed_under_a_run_is_said(change, said, tmp_path, config, balls_data):
+    data = shutil.copytree(balls_data, tmp_path / "data")
+    run = train(tmp_path, {**config, "ds": "balls", "root": str(data)}, num_epochs=1, train_size=8)
+    if change == "values":
+        with h5py.File(data / "train.hdf5", "r+") as file:
+            file["imgs"][:, 0] = 255 - file["imgs"][:, 0]
+    if change == "times":
+        os.utime(data / "train.hdf5", (0, 0))
+    resume(run, num_epochs=2)
+    log = (run.path / "log.txt").read_text()
+    assert len(run.records()) == 2
+    assert (said in log) if said else ("warning" not in log)
 
 
 def copy_of(run, folder):

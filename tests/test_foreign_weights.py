@@ -4,6 +4,7 @@ import argparse
 import gzip
 import io
 import pickle
+import re
 import shlex
 import zipfile
 
@@ -14,8 +15,9 @@ import safetensors.torch
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from models import ObjectDynamicsDLP
 from rundir.run import Run
-from tests.balls import ROOT, make_run
+from tests.balls import ROOT, SMALL, make_run
 from utils import checkpoints
 from utils.errors import UserError
 
@@ -154,6 +156,34 @@ def test_what_holds_no_weights_is_named(contents, words, tmp_path):
         checkpoints.load_weights(Net(), tmp_path / "file.pth")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"enc_channels": [4, 8], "use_resblock": True},
+        {"prior_channels": [4, 8], "n_kp": 2, "enable_enc_attn": True, "use_correlation_heatmaps": False},
+        {"image_size": 64, "patch_size": 16},
+        {"anchor_s": 0.5, "learned_feature_dim": 3, "bg_learned_feature_dim": 5},
+        {"pint_layers": 2, "pint_dim": 16, "pint_heads": 4},
+        {"n_kp_enc": 6, "timestep_horizon": 5, "filtering_heuristic": "none"},
+    ],
+)
+def test_weights_of_another_configuration_name_its_keys(changes, tmp_path):
+    with torch.device("meta"):
+        mine, other = (
+            ObjectDynamicsDLP.from_config({**SMALL, "root": None, "bg_learned_feature_dim": 2, **each})
+            for each in ({}, changes)
+        )
+    with pytest.raises(
+        UserError, match=r"w.pth: does not fit the configuration's ObjectDynamicsDLP: it is of "
+    ) as error:
+        checkpoints.insert_weights(mine, other.state_dict(), "w.pth")
+    said = str(error.value).partition(" is of ")[2].partition("; legal: the configuration that it was trained with")[0]
+    assert sorted(re.findall(r"(\w+) (\S.*?) \(not .*?\)", said)) == sorted(
+        (name, str(value)) for name, value in changes.items()
+    )
+    assert "pint_dim 16 (not 8)" in said or "pint_dim" not in changes
+
+
 def test_a_model_of_another_kind_is_named(tmp_path):
     class Other(torch.nn.Module):
         def __init__(self, *names):
@@ -173,6 +203,10 @@ def whole_model():
     model = Net()
     model.load_state_dict(weights_of(1))
     return model
+
+
+def in_numpy(weights):
+    return {name: value.numpy()[::-1] if value.dim() else value.numpy() for name, value in weights.items()}
 
 
 def saved(contents, **options):
@@ -197,6 +231,16 @@ REFUSED = {
     ),
     "whole model": (lambda: saved(whole_model()), r"a whole model \(tests.test_foreign_weights.Net\),"),
     "pickle": (lambda: pickle.dumps(weights_of(1)), "a Python pickle,"),
+    "numpy arrays": (lambda: saved(in_numpy(weights_of(1))), "a NumPy array,"),
+    "numpy arrays in a dict": (
+        lambda: saved({"model": in_numpy(weights_of(1)), "names": np.array(["a"], object), "lr": np.float64(3)}),
+        "a NumPy array and a NumPy number,",
+    ),
+    "pickled numpy arrays": (lambda: pickle.dumps({"model": in_numpy(weights_of(1))}), "a Python pickle,"),
+    "a model in a dict": (
+        lambda: saved({"model": whole_model(), "epoch": 3}),
+        r"a whole model \(tests.test_foreign_weights.Net\),",
+    ),
 }
 
 

@@ -540,10 +540,14 @@ def test_a_broken_recording_is_refused(traffic, kind):
 
 def test_a_short_recording_is_refused(traffic):
     np.save(traffic, FRAMES)
+    most = "; legal: at most so many (timestep_horizon + 1, animation_horizon, --horizon or diffuse_frames)"
     for arguments, message in (
         (("val", 8, 11), f"the val part of {traffic} has 10 frames; legal: at least 50, one episode"),
         (("test", 8, 60), f"the test part of {traffic} has 10 frames; legal: at least 60, one episode"),
-        (("train", 8, 81), f"sample_length: 81 frames are more than the 80 of the train part of {traffic}"),
+        (
+            ("train", 8, 81),
+            f"sample_length: 81 frames are more than the 80 of the train part of {traffic}{most}",
+        ),
     ):
         with pytest.raises(UserError) as error:
             TrafficVideos(traffic, *arguments)

@@ -1,5 +1,6 @@
-"""One's own Dataset: its first item is checked before training, and what is wrong is one line."""
+"""One's own Dataset: each item is checked, the first before training, and what is wrong is one line."""
 
+import pickle
 import re
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch.utils.data import Dataset
 import train_ddlp
 import train_dlp
 from datasets import get_dataset
-from datasets.item_check import check_first_item
+from datasets.item_check import CheckedItems
 from tests.balls import SMALL, run_in, write_config
 from utils.errors import UserError
 
@@ -38,12 +39,12 @@ def frames(*shape, low=0.0, high=1.0, dtype=torch.float32):
 IMAGE, CLIP = frames(3, SIZE, SIZE), frames(5, 3, SIZE, SIZE)
 WRONG = [
     # num_frames, item, what is said
-    (None, IMAGE, "an item is a Tensor; legal: a tuple whose first entry is the tensor of frames (return (x,))"),
-    (None, {"image": IMAGE}, "an item is a dict; legal: a tuple whose first entry is the tensor of frames"),
+    (None, IMAGE, "item 0 is a Tensor; legal: a tuple whose first entry is the tensor of frames (return (x,))"),
+    (None, {"image": IMAGE}, "item 0 is a dict; legal: a tuple whose first entry is the tensor of frames"),
     (
         None,
         (IMAGE.numpy(),),
-        "an item's first entry is a ndarray; legal: a tensor, as torch.from_numpy makes of an array",
+        "item 0's first entry is a ndarray; legal: a tensor, as torch.from_numpy makes of an array",
     ),
     (
         None,
@@ -73,32 +74,61 @@ WRONG = [
 @pytest.mark.parametrize(("num_frames", "item", "text"), WRONG)
 def test_what_is_wrong_with_an_item_is_one_line(num_frames, item, text):
     with pytest.raises(UserError, match=f"^data set mine: .*{re.escape(text)}$") as error:
-        check_first_item(Items(item), "mine", SIZE, num_frames)
+        CheckedItems(Items(item), "mine", SIZE, num_frames)
     assert str(error.value).isprintable()
 
 
 def test_items_that_are_legal():
-    check_first_item(Items((IMAGE,)), "mine", SIZE)
-    check_first_item(Items([IMAGE, "label"]), "mine", SIZE)
-    check_first_item(Items((CLIP,)), "mine", SIZE, 4)
-    check_first_item(Items((frames(3, SIZE, SIZE, low=-1e-4, high=1 + 1e-4),)), "mine", SIZE)
-    check_first_item(Items((frames(3, SIZE, SIZE, high=255, dtype=torch.uint8),)), "mine", SIZE, may_be_uint8=True)
+    CheckedItems(Items((IMAGE,)), "mine", SIZE)
+    CheckedItems(Items([IMAGE, "label"]), "mine", SIZE)
+    CheckedItems(Items((CLIP,)), "mine", SIZE, 4)
+    CheckedItems(Items((frames(3, SIZE, SIZE, low=-1e-4, high=1 + 1e-4),)), "mine", SIZE)
+    CheckedItems(Items((frames(3, SIZE, SIZE, high=255, dtype=torch.uint8),)), "mine", SIZE, may_be_uint8=True)
 
 
 def test_data_sets_without_items_or_a_length():
     with pytest.raises(UserError, match="data set mine: is empty"):
-        check_first_item(Items((IMAGE,), 0), "mine", SIZE)
+        CheckedItems(Items((IMAGE,), 0), "mine", SIZE)
     with pytest.raises(UserError, match="data set mine: has no length"):
-        check_first_item(iter([]), "mine", SIZE)
+        CheckedItems(iter([]), "mine", SIZE)
+
+
+class OneWrong(Items):
+    """Items of which the one at 2 is not legal."""
+
+    def __getitem__(self, index):
+        return (self.item[0] * 255,) if index == 2 else self.item
+
+    def describe(self):
+        return "mine"
+
+    def __getitems__(self, indices):
+        return [self.item for _ in indices]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_every_item_is_checked_wherever_it_is_read(num_workers):
+    """Evaluation, prediction and metrics read through `shard_loader`."""
+    items = CheckedItems(OneWrong((IMAGE,)), "mine", SIZE)
+    assert items.describe() == "mine" and torch.equal(pickle.loads(pickle.dumps(items))[1][0], IMAGE)
+    with pytest.raises(UserError, match=r"^data set mine: item 2's frames have values from 0 to 255; legal: 0\.\.1"):
+        list(get_dataset.shard_loader(items, 2, num_workers))
+
+
+def test_training_stops_at_an_item_that_is_not_legal(mine, tmp_path):
+    mine((IMAGE,), OneWrong)
+    path = write_config(tmp_path, None, ds="mine", batch_size=2, num_workers=1)
+    with pytest.raises(UserError, match=r"^data set mine: item 2's frames have values from 0 to 255"):
+        run_in(tmp_path, train_dlp.main, "-d", path)
 
 
 @pytest.fixture
 def mine(monkeypatch):
     monkeypatch.setattr(get_dataset, "_VARIANTS", dict(get_dataset._VARIANTS))
 
-    def register(item):
+    def register(item, kind=Items):
         def make(root, mode, image_size, sample_length):
-            return Items(item)
+            return kind(item)
 
         get_dataset.register("mine", image=make, video=make)
 
@@ -110,7 +140,7 @@ def mine(monkeypatch):
     [
         (train_dlp.main, (IMAGE * 255,), r"data set mine: .* from 0 to 255; legal: 0\.\.1"),
         (train_ddlp.main, (frames(6, SIZE, SIZE, 3),), "data set mine: .*channels come before"),
-        (train_ddlp.main, (CLIP,), "6 frames are asked for, but an episode has 5"),
+        (train_ddlp.main, (CLIP,), r"item 0's frames are of shape \[5, 3, 32, 32\]|6 frames are asked for, but"),
     ],
 )
 def test_training_does_not_start_on_it(main, item, text, tmp_path, mine):

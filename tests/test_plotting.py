@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -591,3 +592,14 @@ def test_segmentation_grid_has_images_over_segmentations():
     assert torch.equal(top[:, ::2, 1::2], images[1])
     assert torch.equal(bottom[:, 1::2, ::2], plotting.plot_segmentation(masks, images)[1])
     assert (grid[:, :4] == 1).all() and (grid[:, :, 132:136] == 1).all()
+
+
+@pytest.mark.parametrize("origin", [(30, 40), (-8, 10), (110, 3), (300, 300)])
+def test_text_is_blended_where_it_is(origin):
+    canvas = random(60, 120, 3).float().numpy()
+    before, color = canvas.copy(), np.array([0.2, 0.5, 0.9], np.float32)
+    plotting.draw_text(canvas, "Wg,12", origin, 0.7, color, thickness=3)
+    stencil = np.zeros((60, 120), np.uint8)
+    cv2.putText(stencil, "Wg,12", origin, cv2.FONT_HERSHEY_SIMPLEX, 0.7, 255, 3, cv2.LINE_AA)
+    weight = stencil[..., None].astype(np.float32) / 255
+    np.testing.assert_array_equal(canvas, before * (1 - weight) + color * weight)

@@ -153,6 +153,8 @@ def test_tensorboard_gets_numbers_figures_and_an_animation(tmp_path, balls_data)
     animation = found.Images("traj_anim")[-1]
     assert animation.step == run.records()[-1]["iteration"]
     assert animation.encoded_image_string == (run.figures / "e1_traj_anim_0.gif").read_bytes()
+    (graph,) = run.figures.glob("*_graph.jpg")  # with this record's losses
+    assert found.Images(graph.stem)[-1].encoded_image_string == graph.read_bytes()
     assert '"ds": "balls"' in found.Tensors("configuration/text_summary")[0].tensor_proto.string_val[0].decode()
 
 
@@ -174,7 +176,7 @@ def test_other_trackers_get_the_same(name, tmp_path, monkeypatch):
     run.figures.mkdir()
     run.save_figure("image_3", torch.zeros(3, 8, 8))
     run.track(run.figures / "e3_traj_anim_0.gif")
-    run.record({"epoch": 3, "iteration": 8, "loss": 0.5})
+    run.hand_on({"epoch": 3, "iteration": 8, "loss": 0.5})
     assert options["name"] == tmp_path.name and options["resume"] == "allow" and options["config"]["ds"] == "balls"
     assert given == [
         (8, {"epoch": 3, "iteration": 8, "loss": 0.5}),

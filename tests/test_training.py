@@ -102,7 +102,10 @@ def test_a_signal_saves_and_says_how_to_go_on(number, iteration, tmp_path, confi
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patched:
         before(patched, "_step", iteration, lambda: signal.raise_signal(number))
-        run = train(tmp_path, config)
+        with pytest.raises(SystemExit) as ended:
+            train(tmp_path, config)
+    run = the_run(tmp_path)
+    assert ended.value.code == 128 + number
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     output, log = capsys.readouterr().out, (run.path / "log.txt").read_text()
     line = f"stopped at epoch 0, iteration {iteration + 1}; go on with: python train_dlp.py --resume {run.path.name}"
@@ -232,7 +235,7 @@ def test_training_from_python_returns_the_saved_model(tmp_path, config, monkeypa
     run = the_run(tmp_path)
     for weights in (checkpoints.load(run.weights_path()), run.load_state()["model"], run.load_model().state_dict()):
         assert_same(dict(model.state_dict()), dict(weights), "weights")
-    again = particles.train(DLPTask, run.config, run.path)  # nothing is left to do
+    again = particles.train(DLPTask, run.config, run.path).trained_model  # nothing is left to do
     assert not again.training
     assert_same(dict(again.state_dict()), dict(model.state_dict()), "weights")
 
@@ -368,6 +371,21 @@ def test_a_nan_is_noticed_without_a_save(tmp_path, config, monkeypatch):
     with pytest.raises(TrainingError, match="iteration 4"):
         diverging.fit(diverging.run)
     assert diverging.progress.iteration == 4 and not diverging.run.state_path.exists()
+
+
+def test_an_infinite_psnr_is_no_divergence(tmp_path, config, monkeypatch):
+    """That of a perfect reconstruction; the file of records stays JSON."""
+    losses = DLPTask.losses
+
+    def perfect(*arguments):
+        return {**losses(*arguments), "psnr": torch.tensor(float("inf"))}
+
+    monkeypatch.setattr(DLPTask, "losses", perfect)
+    run = train(tmp_path, config, num_epochs=2, tracker="tensorboard")
+    for line in run.metrics_path.read_text().splitlines():
+        record = json.loads(line, parse_constant=pytest.fail)
+        assert record["psnr"] is None and record["loss"] > 0
+    assert "psnr inf" in (run.path / "log.txt").read_text()
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, config):

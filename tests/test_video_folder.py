@@ -23,13 +23,13 @@ from configs import generate_config_file
 from configs.schema import Config
 from datasets import frame_cache, get_dataset, video_files, video_folder_ds
 from datasets.get_dataset import get_image_dataset, get_video_dataset, image_dataset, video_dataset
-from datasets.video_files import VIDEO_ENDINGS, FrameFolder, VideoFile, natural_order
+from datasets.video_files import IMAGES, VIDEO_ENDINGS, FrameFolder, VideoFile, natural_order
 from datasets.video_folder_ds import VideoFolderImages, VideoFolderVideos, find_splits, split_by_name
 from rundir.run import Run
 from tests.balls import SMALL, run_in
 from tests.frames import assert_item
 from utils.errors import UserError
-from utils.tone_mapping import TRANSFERS, to_standard_range
+from utils.tone_mapping import TRANSFERS, WIDE, to_standard_range
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "custom_dataset.md"
 WIDTH, HEIGHT = 20, 16
@@ -306,7 +306,7 @@ def test_hdr_is_tone_mapped(root, transfer, signal, light):
 
 def test_the_tone_curve_is_continuous_and_rises():
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=-1)
-    for transfer in TRANSFERS:
+    for transfer in (*TRANSFERS, WIDE):
         mapped = to_standard_range(ramp, transfer)[0].astype(int)
         assert (
             (np.diff(mapped[:, 0]) >= 0).all() and np.diff(mapped[:, 0]).max() < 8 and np.ptp(mapped, axis=1).max() <= 1
@@ -314,11 +314,39 @@ def test_the_tone_curve_is_continuous_and_rises():
         assert (mapped[0, 0], mapped[-1, 0]) == (0, 255)
 
 
-def test_hdr_that_does_not_say_so_is_pointed_out(root):
+def as_srgb(light):
+    return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+def test_wide_colours_that_do_not_say_their_transfer_are_shown_as_players_do(root):
     hdr_file(root / "a.mov", "unknown", 0.5)
-    with pytest.warns(UserWarning, match=r"a\.mov: may be HDR \(BT\.2020 in 10 bits\), but does not say so; it is not"):
+    with pytest.warns(UserWarning, match=r"a\.mov: is in the colours of HDR \(BT\.2020\), but names no transfer curve"):
         shown = read_video(root / "a.mov")[1]
-    assert abs(shown.mean() - 127.5) < 2
+    assert abs(shown.mean() - as_srgb(np.float64(0.5) ** 2.4)) < 3
+
+
+def test_colours_of_bt2020_become_those_of_bt709():
+    """By way of CIE XYZ, from the chromaticities of both."""
+
+    def to_xyz(primaries):
+        xyz = np.array([[x / y, 1, (1 - x - y) / y] for x, y in primaries]).T
+        white = np.array([0.3127 / 0.3290, 1, (1 - 0.3127 - 0.3290) / 0.3290])
+        return xyz * np.linalg.solve(xyz, white)
+
+    wide = to_xyz([(0.708, 0.292), (0.170, 0.797), (0.131, 0.046)])
+    narrow = to_xyz([(0.640, 0.330), (0.300, 0.600), (0.150, 0.060)])
+    pixel = np.array([150, 120, 90], np.uint8)
+    light = np.linalg.solve(narrow, wide @ (pixel / 255) ** 2.4)
+    np.testing.assert_allclose(to_standard_range(pixel[None, None], WIDE)[0, 0], as_srgb(light), atol=1)
+    assert to_standard_range(np.uint8([[[255, 0, 0]]]), WIDE)[0, 0].tolist() == [255, 0, 0]  # clipped
+
+
+def test_hdr10_that_does_not_name_its_curve_is_pq(root, monkeypatch):
+    """It tells of the display that it was made on."""
+    hdr_file(root / "a.mov", "unknown", 0.58)
+    monkeypatch.setattr(video_files, "_HDR_SIDE_DATA", ("SEI_UNREGISTERED",))  # which x265 writes
+    shown = read_video(root / "a.mov")[1]
+    assert abs(shown.mean() - 211) < 4
 
 
 def test_a_video_with_alpha_is_on_black(root):
@@ -421,6 +449,28 @@ def test_kinds_of_png(tmp_path, pixels, expected):
     np.testing.assert_array_equal(frame, expected)
 
 
+@pytest.mark.parametrize(
+    ("ending", "pixels"),
+    [(".bmp", COLOURS), (".tif", COLOURS), (".tiff", COLOURS[..., 0].astype(np.uint16) * 256 + 77), (".webp", COLOURS)],
+)
+def test_other_kinds_of_image(tmp_path, ending, pixels):
+    touch(tmp_path, "train/a.mp4", "val/a.mp4", "test/a.mp4", "train/f/x")
+    Image.fromarray(pixels).save(
+        tmp_path / "train" / "f" / f"0{ending}", **({"lossless": True} if ending == ".webp" else {})
+    )
+    (tmp_path / "train" / "f" / "x").unlink()
+    (frame,) = find_splits(tmp_path)["train"]["train/f"].frames(0, 1)
+    np.testing.assert_array_equal(frame, COLOURS if pixels.ndim == 3 else GREY)
+
+
+@pytest.mark.parametrize("ending", [".png", ".tiff", ".webp"])
+def test_an_animation_is_no_frame(tmp_path, ending):
+    first, *others = [Image.fromarray(frame) for frame in random_frames(3)]
+    first.save(tmp_path / f"0{ending}", save_all=True, append_images=others)
+    with pytest.raises(UserError, match=rf"0\{ending}: holds 3 images; legal: one in each file$"):
+        FrameFolder(tmp_path, (f"0{ending}",)).probe()
+
+
 def test_images_of_a_phone_are_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise
@@ -509,6 +559,7 @@ def test_what_is_no_video_is_passed_over_and_said(root):
     write_parts(root)
     before = find_splits(root)
     touch(root, "train/clip.srt", "train/video/frame.npz", "val/a.mp4.part", "test/b.wav")
+    os.mkfifo(root / "test" / "pipe.mp4")  # whoever opens it waits for ever
     with pytest.warns(UserWarning) as said:
         assert find_splits(root) == before
     assert {str(warning.message) for warning in said} == {
@@ -517,7 +568,7 @@ def test_what_is_no_video_is_passed_over_and_said(root):
             "train": "clip.srt",
             "train/video": "frame.npz",
             "val": "a.mp4.part",
-            "test": "b.wav",
+            "test": "b.wav, pipe.mp4",
         }.items()
     }
 
@@ -584,7 +635,7 @@ def test_every_video_is_in_one_split_and_its_items_in_that_only(root):
 
 # ---- what is not legal
 
-VIDEOS = rf"videos \({', '.join(VIDEO_ENDINGS)}\) and folders of PNG or JPEG frames"
+VIDEOS = rf"videos \({', '.join(VIDEO_ENDINGS)}\) and folders of frames \({IMAGES}\)"
 
 
 @pytest.mark.parametrize(
@@ -595,7 +646,7 @@ VIDEOS = rf"videos \({', '.join(VIDEO_ENDINGS)}\) and folders of PNG or JPEG fra
             ["a.mp4", "b.mp4"],
             r"ROOT: holds 2 videos; legal: at least 3, as some are for training, some for validation.*",
         ),
-        (["a.mp4", "b.tif"], r"ROOT/b.tif: is no video; legal: VIDEOS; what is to be left alone may lie elsewhere"),
+        (["a.mp4", "b.heic"], r"ROOT/b.heic: is no video; legal: VIDEOS; what is to be left alone may lie elsewhere"),
         (
             ["a.mp4", "0.png"],
             r"ROOT/0.png: is an image, not a video; legal: the frames of each video in its own folder",
@@ -611,10 +662,10 @@ VIDEOS = rf"videos \({', '.join(VIDEO_ENDINGS)}\) and folders of PNG or JPEG fra
         ),
         (["train/a.mp4", "val/.a", "test/a.mp4"], r"ROOT: holds test, train; legal: all of train, val .*"),
         (["a/notes.txt"], r"ROOT: holds 0 videos; legal: at least 3, .*"),
-        (["a/b/0.png"], r"ROOT/a/b: is no frame; legal in the folder of a video: its frames, all PNG or all JPEG"),
+        (["a/b/0.png"], r"ROOT/a/b: is no frame; legal in the folder of a video: its frames, all of one kind .*"),
         (["a/0.png", "a/1.mp4"], r"ROOT/a/1.mp4: is no frame; legal in the folder of a video: its frames, .*"),
         (["a/0.png", "a/b.png/0.png"], r"ROOT/a/b.png: is no frame; .*"),
-        (["a/0.png", "a/1.jpg"], r"ROOT/a: holds 0.png and 1.jpg; legal in the folder of a video: .* all JPEG"),
+        (["a/0.png", "a/1.jpg"], r"ROOT/a: holds 0.png and 1.jpg; legal in the folder of a video: .*"),
     ],
 )
 def test_what_may_not_lie_in_the_folder(root, names, message):
@@ -693,12 +744,12 @@ def damage(path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: cut(path, 0.5), r"cannot be read: .*; legal: a whole PNG or JPEG image"),
+        (lambda path: cut(path, 0.5), r"cannot be read: .*; legal: a whole image \(PNG, .*\)"),
         (
             lambda path: path.write_text("hello"),
-            r"cannot be read: it is damaged or something else; legal: a whole PNG .*",
+            r"cannot be read: it is damaged or something else; legal: a whole image .*",
         ),
-        (lambda path: path.write_text(""), r"cannot be read: it is damaged or something else; legal: a whole PNG .*"),
+        (lambda path: path.write_text(""), r"cannot be read: it is damaged or something else; legal: a whole image .*"),
         (
             lambda path: Image.fromarray(random_frames(1, 0, 9, 8)[0]).save(path),
             r"is of 9 x 8 pixels; legal: 8 x 8, as ROOT/train/video/frame_0.ENDING",
@@ -721,7 +772,7 @@ def test_damaged_frames_are_named(root, ending, spoil, message):
 def test_a_frame_with_a_wrong_checksum_is_named(root):
     write_parts(root)
     damage(root / "train" / "video" / "frame_3.png")
-    with pytest.raises(UserError, match=r"frame_3\.png: cannot be read: .*; legal: a whole PNG or JPEG image$"):
+    with pytest.raises(UserError, match=r"frame_3\.png: cannot be read: .*; legal: a whole image \(PNG, .*\)$"):
         VideoFolderVideos(root, "train", 8, 3)
 
 

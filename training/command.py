@@ -1,6 +1,7 @@
 """What the training commands share: their arguments, and the command that goes on with a run."""
 
 import argparse
+import sys
 
 from configs.schema import OVERRIDE, add_override_arguments
 
@@ -32,6 +33,12 @@ def parse_arguments(description, kind, flags, arguments=None):
     if (args.new is None) == (args.resume is None):
         parser.error(f"give either {'/'.join(flags)} (a new run) or --resume (a run to go on with)")
     return args
+
+
+def leave(loop):
+    """End the process where a signal stopped its training, with the status that says so."""
+    if loop.interruption.exit_status:
+        sys.exit(loop.interruption.exit_status)
 
 
 def resume_command(kind, accelerator):

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import gather_object
 
 from datasets.episodes import scaled
-from datasets.get_dataset import check_first, get_video_dataset
+from datasets.get_dataset import get_video_dataset
 from datasets.particle_cache import AT_ONCE, cached_tokens, clip_batches, data_fingerprint
 from models import DiffuseDDLP
 from training.loop import Interval, Task
@@ -56,7 +56,7 @@ class DiffusionTask(Task):
             self._take_statistics()
         else:
             self.run.load_stats(self.diffuse_ddlp.normalization, self.identity)
-        return len(self.items)
+        return self.items
 
     def train_set(self, progress):
         # Tokens are in memory: other processes would only cost time.
@@ -108,9 +108,7 @@ class DiffusionTask(Task):
         size = self.diffuse_ddlp.ddlp_config.image_size
         try:
             options = {"cache": config.cache, "as_uint8": True}
-            clips = get_video_dataset(config.ds, config.ds_root, config.diffuse_frames, "train", size, **options)
-            check_first(clips, config.ds, size, config.diffuse_frames)
-            return clips
+            return get_video_dataset(config.ds, config.ds_root, config.diffuse_frames, "train", size, **options)
         except UserError as error:
             where = f"the training clips of ds {config.ds}, diffuse_frames {config.diffuse_frames}"
             raise UserError(f"{where}: {error}") from error

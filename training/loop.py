@@ -9,6 +9,7 @@ the gradients of N batches.
 """
 
 import math
+import os
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -18,11 +19,12 @@ from itertools import islice
 from typing import NamedTuple
 
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from ema_pytorch import EMA
 from tqdm import tqdm
 
 from datasets.loading import Loader
+from datasets.particle_cache import data_change, data_identity
 from rundir.tracker import Tracker, check_tracker
 from training.batches import RunningMeans, SeededItems, ShuffledBatches
 from training.diagnosis import diagnose
@@ -38,12 +40,14 @@ from utils.device import (
     memory_in_use,
 )
 from utils.errors import UserError, is_lost_process
+from utils.files import machine_id
 from utils.plotting import loss_graph
 from utils.progress import progress_bar
 from utils.random_state import seed_everything, seed_of
 
 READ_INTERVAL = 20  # iterations between two reads of the losses from the device
 AGREEMENT_SECONDS = 2  # about how often several processes ask each other whether to stop
+MEASURES = {"psnr"}  # of what a task's `losses` return: no part of the loss
 BEST = {"val_loss": "_best", "lpips": "_best_lpips"}  # scores whose lowest value's weights are kept, and where
 
 
@@ -103,12 +107,12 @@ class Task(ABC):
 
     @abstractmethod
     def open_data(self):
-        """Open what training needs, with the model on its device; returns the number of items to train on."""
+        """Open what training needs, with the model on its device; returns the data set to train on."""
 
     @abstractmethod
     def train_set(self, progress):
-        """The `torch.utils.data.Dataset` of the current interval, of as many items as `open_data` returned, and how
-        many processes load it."""
+        """The `torch.utils.data.Dataset` of the current interval, of as many items as that of `open_data`, and how many
+        processes load it."""
 
     @abstractmethod
     def losses(self, model, batch, progress):
@@ -154,7 +158,6 @@ class TrainingLoop:
         self.run = None
         self.clock = None  # when the interval's first step was done, and which it was
         self.best, self.means, self.interruption = {}, RunningMeans(), Interruption(config.max_minutes)
-        self.agreement_interval, self.agreed = 1, time.monotonic()
         check_accelerate_settings(config)
         if config.tracker:
             check_tracker(config.tracker)
@@ -170,13 +173,14 @@ class TrainingLoop:
         if task.ema:
             beta, every = task.ema
             self.ema = EMA(self.bare_model, beta=beta, update_every=every, include_online_model=True)
-        num_items = task.open_data()  # what one process makes for all, the others wait for by file locks
+        data = task.open_data()  # what one process makes for all, the others wait for by file locks
         check_cuda_graphs(config, accelerator)
         self.graphed_steps = GraphedSteps(self._gradients, self.optimizer) if config.cuda_graphs else None
         processes = accelerator.process_index, accelerator.num_processes
         accumulated = config.gradient_accumulation_steps
-        self.batches = ShuffledBatches(num_items, config.batch_size, config.seed, *processes, accumulated)
+        self.batches = ShuffledBatches(len(data), config.batch_size, config.seed, *processes, accumulated)
         self.progress = Progress(epoch_length=self.batches.num_steps)
+        self.data = data_identity(data) if accelerator.is_main_process else None
 
     @property
     def bare_model(self):
@@ -190,14 +194,22 @@ class TrainingLoop:
     # ---------------------------------------------------------------------------------------------------- the story
 
     def fit(self, run):
-        """Train to the end, in `run`. Returns whether it got there, not stopped by a signal or by `max_minutes`."""
+        """Train to the end, in `run`. Returns whether it got there, not stopped by a signal or by `max_minutes`.
+        `UserError` where another process trains in the same directory."""
         self.run = run
+        with run.locked():
+            return self._fit(run)
+
+    def _fit(self, run):
         for line in (f"run directory: {run.path}", describe_device(self.accelerator, self.config), *self.task.notes):
             self._say(line)
         progress, config = self.progress, self.config
         if config.tracker and self.accelerator.is_main_process:
             run.tracker = Tracker(config.tracker, run, self.accelerator, progress.iteration)
         self.start = time.perf_counter(), progress.iteration
+        if self.accelerator.num_processes > 1:
+            mine = machine_id(), os.getpid(), self.interruption.seconds_left
+            self.interruption.agree(gather_object([mine]))
         if self.task.end(progress) is not None and not progress.evaluation_due:
             self._say(self.task.end(progress))
         with self.interruption.watch(), self._explaining_errors():
@@ -217,6 +229,7 @@ class TrainingLoop:
         self.model.train()
         self.batches.start_at(progress.epoch, progress.batch, interval.end - progress.iteration)
         self.clock = None
+        self.agreement_interval, self.agreed = 1, time.monotonic()  # steps of another kind may take longer
         with closing(self._grouped(self._make_loader())) as steps:
             for batches in self._with_progress_bar(steps, interval):
                 self._step(batches)
@@ -225,6 +238,7 @@ class TrainingLoop:
                 if stop or progress.iteration % save_every == 0 or progress.evaluation_due:
                     self.save_state()
                 if stop:
+                    self.accelerator.wait_for_everyone()  # a launcher ends the others when the first has ended
                     return False
         return True
 
@@ -266,12 +280,14 @@ class TrainingLoop:
 
     def _finish_interval(self):
         progress = self.progress
+        self.accelerator.wait_for_everyone()  # until the state is saved: who is stopped from here on leaves at once
         record = {"epoch": progress.epoch, self.run.counter: progress.iteration, "lr": self.scheduler.get_last_lr()[0]}
         record |= self._speed() | self.means.means() | self._evaluate()
         self.run.record(record)
         if self.accelerator.is_main_process:
             records = self.run.records()
             self.run.save_figure(f"{self.run.name}_graph", loss_graph(records, *self.task.graph))
+            self.run.hand_on(record)
         self._say(" ".join(f"{name} {value:.4g}" for name, value in record.items()) + self._time_left())
         if self.accelerator.is_main_process:
             for line in diagnose(records, self.config):
@@ -290,7 +306,12 @@ class TrainingLoop:
         model = self.trained_model
         set_seed(self.config.seed)
         with torch.no_grad(), self.interruption.raising():
-            scores = self.task.evaluate(model, self.progress, self.run)
+            try:
+                scores = self.task.evaluate(model, self.progress, self.run)
+            except RuntimeError as error:
+                if is_lost_process(error) and self.interruption.requested:
+                    raise Stopped from error
+                raise
         for score, suffix in BEST.items():
             if scores.get(score, math.inf) < self.best.get(score, math.inf):
                 self.best[score] = scores[score]
@@ -318,6 +339,7 @@ class TrainingLoop:
                 "kind": self.run.kind,
                 "config": {name: getattr(self.config, name) for name in self.config.fixed_keys()},
                 "items": self.batches.num_items,
+                "data": self.data,
             }
         )
 
@@ -379,6 +401,10 @@ class TrainingLoop:
                 f"{path}: the training set had {items} items, it has {self.batches.num_items} now; legal: the same"
                 " data, or a new run that starts from these weights (load_model, pretrained_path)"
             )
+        if self.accelerator.is_main_process and "data" in state:
+            change = data_change(state["data"], self.data)
+            if change:
+                self._say(f"warning: {change} since {path} was saved; training goes on with what is there now")
         return saved.get("lr", config.lr)
 
     def _change_rate(self, before):
@@ -446,7 +472,12 @@ class TrainingLoop:
         """Read the losses since the last time, stop at one that is not finite, show the latest means."""
         first = self.progress.iteration + 1 - len(self.means.pending)
         for iteration, row in enumerate(self.means.read(self.accelerator), first):
-            wrong = [f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)]
+            # Of what only measures, infinity is legal: the PSNR of a perfect reconstruction.
+            wrong = [
+                f"{name} is {value}"
+                for name, value in row.items()
+                if math.isnan(value) or (math.isinf(value) and name not in MEASURES)
+            ]
             if wrong:
                 place = f"iteration {iteration} (epoch {self.progress.epoch})"
                 raise self._diverged(f"{', '.join(wrong)} at {place}")
@@ -477,17 +508,19 @@ class TrainingLoop:
 
     def _stop_requested(self):
         """Whether any process was asked to stop; all agree, but ask each other only every few seconds."""
-        requested = self.interruption.requested
+        interruption = self.interruption
         if self.accelerator.num_processes == 1:
-            return requested
+            return interruption.requested
         if self.progress.iteration % self.agreement_interval:
             return False
         seconds = (time.monotonic() - self.agreed) / self.agreement_interval
-        asked = torch.tensor([float(requested), seconds], device=self.accelerator.device)
-        requests, seconds = self.accelerator.reduce(asked, reduction="mean").tolist()
-        affordable = [steps for steps in divisors(READ_INTERVAL) if steps * seconds <= AGREEMENT_SECONDS]
+        mine = [float(interruption.requested), interruption.number or 0, seconds]
+        everyone = self.accelerator.gather(torch.tensor([mine], device=self.accelerator.device))
+        requests, numbers, seconds = everyone.T.tolist()
+        interruption.number = interruption.number or int(max(numbers)) or None
+        affordable = [steps for steps in divisors(READ_INTERVAL) if steps * max(seconds) <= AGREEMENT_SECONDS]
         self.agreement_interval, self.agreed = max(affordable, default=1), time.monotonic()
-        return requests > 0
+        return any(requests)
 
     def _say(self, line):
         """To log.txt and to the terminal."""

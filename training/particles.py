@@ -7,13 +7,13 @@ import torch
 
 from configs.schema import Config, overrides_from
 from datasets.episodes import scaled
-from datasets.get_dataset import check_first, first_frames, image_dataset, video_dataset
+from datasets.get_dataset import first_frames, image_dataset, video_dataset
 from datasets.particle_cache import cached_tokens, clip_batches, data_fingerprint
 from eval.eval_gen_metrics import measure_predictions, measure_reconstructions, report, summarise
 from eval.eval_model import animate_predictions, draw_ddlp, draw_dlp, mean_elbo
 from eval.image_metrics import available_metrics
 from rundir.run import MODELS, Run
-from training.command import parse_arguments, resume_command
+from training.command import leave, parse_arguments, resume_command
 from training.diagnosis import training_health
 from training.loop import Interval, Task, TrainingLoop
 from utils import checkpoints
@@ -99,7 +99,7 @@ class ParticleTask(Task):
         # The validation set first: what is wrong with it shows before training starts.
         self.validation_items = self.open_validation_set()
         self.training_items = self.open_training_set()
-        return len(self.training_items)
+        return self.training_items
 
     def train_set(self, progress):
         return self.training_items, self.config.num_workers
@@ -177,15 +177,10 @@ class DLPTask(ParticleTask):
     kind = "dlp"
 
     def open_training_set(self):
-        return self._open("train")
+        return image_dataset(self.config, "train", as_uint8=True)
 
     def open_validation_set(self):
-        return self._open("val")
-
-    def _open(self, mode):
-        config, images = self.config, image_dataset(self.config, mode, as_uint8=True)
-        check_first(images, config.ds, config.image_size, config.timestep_horizon + 1 if config.use_tracking else None)
-        return images
+        return image_dataset(self.config, "val", as_uint8=True)
 
     def losses(self, model, batch, progress):
         x = scaled(batch[0])
@@ -211,15 +206,11 @@ class DDLPTask(ParticleTask):
     bar = (*ParticleTask.bar, "kl_dyn")
 
     def open_training_set(self):
-        config, num_frames = self.config, self.config.timestep_horizon + 1
-        clips = video_dataset(config, "train", num_frames, as_uint8=True)
-        check_first(clips, config.ds, config.image_size, num_frames)
-        return clips
+        return video_dataset(self.config, "train", self.config.timestep_horizon + 1, as_uint8=True)
 
     def open_validation_set(self):
         needed = max(self.config.animation_horizon, self.config.timestep_horizon + 1)
         videos = video_dataset(self.config, "val", needed, as_uint8=True)
-        check_first(videos, self.config.ds, self.config.image_size, num_frames=1)
         first_frames(videos[0], needed)  # raises where an episode is too short
         return videos
 
@@ -380,7 +371,7 @@ def leaves_parameters_unused(config):
 def train(task_class, config, run_path=None):
     """Train a `ParticleTask`'s model with a `Config`: a new run, or the one at `run_path` that goes on.
 
-    Returns the trained model, not wrapped, in eval mode.
+    Returns the `TrainingLoop`, which has the `trained_model`.
     """
     accelerator = make_accelerator(config.device, leaves_parameters_unused(config))
     task = task_class(config, accelerator)
@@ -396,7 +387,7 @@ def train(task_class, config, run_path=None):
             model.reset_priors()
         run = Run.create(config, task.kind, accelerator)
     loop.fit(run)
-    return loop.trained_model
+    return loop
 
 
 def train_command(task_class, description, arguments=None):
@@ -411,4 +402,4 @@ def train_command(task_class, description, arguments=None):
         config = run.config.resume(run.may_change, **overrides)
     else:
         config = Config.load(args.new).replace("command line", **overrides)
-    train(task_class, config, args.resume)
+    leave(train(task_class, config, args.resume))

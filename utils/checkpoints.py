@@ -20,6 +20,7 @@ from utils.foreign_weights import (
     describe_file,
     find_weights,
     is_safetensors,
+    keys_of_weights,
     kind_of_weights,
     refusal,
     with_article,
@@ -124,6 +125,13 @@ def insert_weights(model, weights, path):
         if name in weights and _kind(weights[name]) != _kind(value)
     ]
     if problems:
+        theirs, ours = keys_of_weights(weights), keys_of_weights(expected)
+        differ = [f"{key} {value} (not {ours[key]})" for key, value in theirs.items() if ours.get(key, value) != value]
+        if differ:
+            raise UserError(
+                f"{path}: does not fit the configuration's {type(model).__name__}: it is of {', '.join(differ)}; legal:"
+                " the configuration that it was trained with, mostly hparams.json beside it"
+            )
         more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
         raise UserError(f"{path}: does not fit the configuration's {type(model).__name__}: {problems[0]}{more}")
     names = [name for name, _ in model.named_parameters() if not torch.isfinite(weights[name]).all()]

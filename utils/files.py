@@ -1,5 +1,6 @@
 """Files that are never half-written, JSON among them, locks between processes, and how many cores there are."""
 
+import argparse
 import glob
 import hashlib
 import json
@@ -7,6 +8,7 @@ import os
 import platform
 import secrets
 import shutil
+import stat
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -38,7 +40,7 @@ def atomic_write(path, replace=True):
     """
     path = Path(path)
     remove_abandoned(path.parent, glob.escape(path.stem), path.suffix)
-    writer = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    writer = f"{machine_id()}-{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.stem}.{writer}.part{path.suffix}")
     before = _identity(path)
     try:
@@ -74,7 +76,7 @@ def remove_abandoned(folder, stem, suffix):
 def _is_abandoned(temporary):
     machine, _, rest = temporary.name.removesuffix(f".part{temporary.suffix}").rpartition(".")[2].partition("-")
     process = rest.partition("-")[0]
-    if machine == _machine() and process.isdecimal() and not _is_running(int(process)):
+    if machine == machine_id() and process.isdecimal() and not _is_running(int(process)):
         return True
     return time.time() - temporary.stat().st_mtime > ABANDONED
 
@@ -89,7 +91,7 @@ def _is_running(process):
 
 
 @cache
-def _machine():
+def machine_id():
     """A short name of what a process number is unique in: a container or machine since it was started."""
     try:
         place = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8") + os.readlink("/proc/self/ns/pid")
@@ -106,9 +108,26 @@ def link_or_copy(path, other):
         shutil.copyfile(path, other)
 
 
+def given_path(text):
+    """The type of an argparse argument that is a path: with ~ expanded, which a shell does not do behind "=", and not
+    empty, as a variable of the shell that is not set would make it."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; legal: a path")
+    return Path(os.path.expanduser(text))
+
+
 def is_clutter(name):
     """Whether a file or folder of that name is none that a person put there."""
     return name.startswith(".") or name.lower() in _CLUTTER
+
+
+def is_special_file(entry):
+    """Whether an `os.DirEntry` is a pipe, a socket or a device, which may never come to an end."""
+    try:
+        mode = entry.stat().st_mode
+    except OSError:  # a link that leads nowhere: whoever opens it says so
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def make_folder(path):
@@ -140,6 +159,16 @@ def file_lock(path, waiting=None):
         yield
     finally:
         lock.release()
+
+
+def try_lock(path):
+    """The lock of the file at `path`, held until its `release()`, or None where another process holds it. Raises
+    OSError as `file_lock` does."""
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        return lock.acquire(timeout=0).lock
+    except Timeout:
+        return None
 
 
 def read_json(path):

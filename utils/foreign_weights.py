@@ -99,6 +99,62 @@ def kind_of_weights(names):
     return "the statistics of a DiffuseDDLP's particles" if {"min_val", "min_val_bg"} <= parts else None
 
 
+def keys_of_weights(weights):
+    """The configuration keys that the names and shapes of a state dict of a DLPv2 or a DDLP tell, each with its
+    value. What they do not tell is left out."""
+    shapes = {name: list(value.shape) for name, value in weights.items()}
+
+    def stages(encoder):
+        """Of a convolutional encoder: the side of each stage's input to its channels, the largest first."""
+        pattern = rf"{re.escape(encoder)}\.main\.conv_in_(\d+)_0\.main\.conv_\d+_to_(\d+)\."
+        found = {int(each[1]): int(each[2]) for each in (re.match(pattern, name) for name in shapes) if each}
+        return dict(sorted(found.items(), reverse=True))
+
+    def channels(encoder):
+        first = (
+            re.match(rf"{re.escape(encoder)}\.main\.in_block_1\.main\.conv_\d+_to_(\d+)\.", name) for name in shapes
+        )
+        return [int(each[1]) for each in first if each][:1] + list(stages(encoder).values())
+
+    def side(encoder):
+        return max(stages(encoder), default=None)
+
+    def width(name, axis=0, divided_by=1):
+        return shapes[name][axis] // divided_by if len(shapes.get(name, ())) > axis else None
+
+    def any_begins_with(start):
+        return any(name.startswith(start) for name in shapes)
+
+    prior, background = "fg_module.prior.enc", "bg_module.bg_cnn_enc"
+    attributes, transformer = "fg_module.particle_attribute_enc", "dyn_module.particle_transformer"
+    glimpse = side(f"{attributes}.cnn")
+    mixing = "none" if any_begins_with("fg_module.particle_mixer") else "one that keeps the best"
+    blocks = {name.removeprefix(f"{transformer}.blocks.").partition(".")[0] for name in shapes if ".blocks." in name}
+    bias, is_model = f"{transformer}.blocks.0.attn.rel_pos_bias.particle_rel_pos_bias", any_begins_with(prior)
+    found = {
+        "image_size": side(background),
+        "patch_size": side(prior),
+        "anchor_s": glimpse / side(background) if glimpse and side(background) else None,
+        "enc_channels": channels(background),
+        "prior_channels": channels(prior),
+        "n_kp": width(f"{prior}.keymap.weight"),
+        "learned_feature_dim": width("fg_module.particle_features_enc.features_head.weight", divided_by=2),
+        "bg_learned_feature_dim": width("bg_module.bg_enc.4.weight", divided_by=2),
+        "use_resblock": any(".bn1." in name for name in shapes) if is_model else None,
+        "enable_enc_attn": any_begins_with(f"{attributes}.self_attention") if is_model else None,
+        "use_correlation_heatmaps": any_begins_with(f"{attributes}.cnn.main.in_block_1.main.conv_4_")
+        if is_model
+        else None,
+        "filtering_heuristic": mixing if is_model else None,
+        "pint_layers": len(blocks) or None,
+        "pint_dim": width(f"{transformer}.ln_f.weight"),
+        "pint_heads": width(bias, axis=1),
+        "timestep_horizon": width(f"{transformer}.blocks.0.attn.mask", axis=3),
+        "n_kp_enc": None if bias not in shapes else (width(bias) + 1) // 2 - 1,
+    }
+    return {name: value for name, value in found.items() if value not in (None, [])}
+
+
 def describe(contents):
     """What a file holds, in words."""
     if torch.is_tensor(contents):
@@ -157,10 +213,8 @@ def refusal(path, error):
 
     None if it was something else that failed.
     """
-    old, new = json.dumps(str(path)), json.dumps(str(path.with_name(f"{path.stem}_weights.pth")))
     if is_plain_pickle(path):
-        command = f'import pickle, torch; torch.save(pickle.load(open({old}, "rb")), {new})'
-        return _refusal("Python pickle", command)
+        return _refusal("Python pickle", path, 'pickle.load(open({}, "rb"))')
     unsupported = re.search(
         r"(?:Unsupported global: GLOBAL|Unsupported class|Trying to instantiate class) (\S+)", str(error)
     )
@@ -170,22 +224,15 @@ def refusal(path, error):
         kinds = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except ValueError:  # written by an old torch.save
         kinds = []
-    load = f"torch.load({old}, weights_only=False)"
     if any(kind.startswith("torch.nn.") for kind in kinds):
         others = sorted(kind for kind in kinds if not kind.startswith(("torch.", "numpy.", "collections.")))
-        return _refusal(
-            f"whole model ({(others or sorted(kinds))[0]})", f"import torch; torch.save({load}.state_dict(), {new})"
-        )
-    kinds = sorted(kind for kind in kinds if kind != "numpy.dtype") or [unsupported[1]]
-    command = (
-        f"import torch; saved = {load}; "
-        f"torch.save({{k: v for k, v in saved.items() if isinstance(v, (dict, torch.Tensor))}}, {new})"
-    )
-    return _refusal(" and a ".join(_in_words(kind) for kind in kinds[:3]), command)
+        return _refusal(f"whole model ({(others or sorted(kinds))[0]})", path)
+    kinds = {_in_words(kind) for kind in kinds if not kind.startswith("numpy.dtype")} or {unsupported[1]}
+    return _refusal(" and a ".join(sorted(kinds)[:3]), path)
 
 
 def _in_words(kind):
-    words = {"scalar": "NumPy number", "_reconstruct": "NumPy array"}
+    words = {"scalar": "NumPy number", "_reconstruct": "NumPy array", "ndarray": "NumPy array"}
     return words.get(kind.rpartition(".")[2], kind) if kind.startswith("numpy.") else kind
 
 
@@ -193,7 +240,18 @@ def with_article(noun):
     return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
 
 
-def _refusal(what, command):
+# Of whatever a file holds: the tensors in it, NumPy's arrays as such, and None in place of everything else.
+_TENSORS = (
+    'w = lambda v: w(v.state_dict()) if hasattr(v, "state_dict") else {k: w(x) for k, x in v.items()}'
+    " if isinstance(v, dict) else torch.from_numpy(v.copy()) if isinstance(v, numpy.ndarray)"
+    ' and v.dtype.kind in "biuf" else v if torch.is_tensor(v) else None'
+)
+
+
+def _refusal(what, path, load="torch.load({}, weights_only=False)"):
+    """The words of `refusal`. what: the file holds; load: Python that loads it by its name."""
+    old, new = json.dumps(str(path)), json.dumps(str(path.with_name(f"{path.stem}_weights.pth")))
+    command = f"import numpy, pickle, torch; {_TENSORS}; torch.save(w({load.format(old)}), {new})"
     return (
         f"holds {with_article(what)}, which is not loaded for safety; if you trust where it comes from, save its"
         f" weights again: python -c {shlex.quote(command)}"

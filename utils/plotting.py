@@ -610,12 +610,19 @@ def _draw_number(canvas, number, corner, color):
 def draw_text(canvas, text, origin, scale, color, thickness=1):
     """Write smoothed text on a float32 array [H, W, 3], lower left corner at (x, y), in cv2's plain font.
 
-    cv2 smooths on 8-bit arrays only, so the text is blended in.
+    cv2 smooths on 8-bit arrays only, so the text is blended in, where it is.
     """
-    stencil = np.zeros(canvas.shape[:2], np.uint8)
-    cv2.putText(stencil, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, 255, thickness, cv2.LINE_AA)
+    (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
+    x, y = origin
+    margin = thickness + 2
+    left, top = max(x - margin, 0), max(y - height - margin, 0)
+    place = canvas[top : max(y + baseline + margin, 0), left : max(x + width + margin, 0)]
+    stencil = np.zeros(place.shape[:2], np.uint8)
+    if not stencil.size:
+        return
+    cv2.putText(stencil, text, (x - left, y - top), cv2.FONT_HERSHEY_SIMPLEX, scale, 255, thickness, cv2.LINE_AA)
     weight = stencil[..., None].astype(np.float32) / 255
-    canvas[:] = canvas * (1 - weight) + np.asarray(color, np.float32) * weight
+    place[:] = place * (1 - weight) + np.asarray(color, np.float32) * weight
 
 
 def _row_label(name, length):

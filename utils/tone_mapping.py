@@ -1,14 +1,18 @@
-"""High dynamic range to standard range, for videos of phones and cameras.
+"""High dynamic range, and the wide colours of BT.2020, to sRGB, for videos of phones and cameras.
 
 The transfer functions are those of Rec. ITU-R BT.2100 (PQ, as in HDR10 and Dolby Vision, and HLG), the colours those of
 BT.2020. What is brighter than a third of the white of ordinary things (203 cd/m2 by BT.2408) is compressed, up to 1000
 cd/m2, by a curve that goes on from a straight line (Moebius), the same for the three channels so that hues stay.
+Standard range in BT.2020's colours, and what does not say that it is something else, is what an ordinary display shows
+of it (BT.1886, gamma 2.4): nothing is compressed, what BT.709 has no colour for is clipped. HLG is made for
+that, too.
 """
 
 import cv2
 import numpy as np
 
-TRANSFERS = {16: "PQ", 18: "HLG"}  # by their numbers in ITU-T H.273
+PQ, HLG, WIDE = 16, 18, 14  # numbers of transfer characteristics in ITU-T H.273
+TRANSFERS = PQ, HLG
 
 _WHITE, _PEAK = 203, 1000  # cd/m2
 _KNEE = 0.3  # of white: what is darker is kept
@@ -30,20 +34,28 @@ def _scene_of_hlg(signal):
 
 # The light of the 256 values of a channel, and the 256 values of light in 0..1.
 _SIGNAL = np.arange(256) / 255
-_LIGHT = {"PQ": np.float32(_light_of_pq(_SIGNAL)), "HLG": np.float32(_scene_of_hlg(_SIGNAL))}
+_LIGHT = {
+    PQ: np.float32(_light_of_pq(_SIGNAL)),
+    HLG: np.float32(_scene_of_hlg(_SIGNAL)),
+    WIDE: np.float32(_WHITE * _SIGNAL**2.4),
+}
 _LEVELS = np.arange(4096) / 4095
 _SRGB = np.where(_LEVELS <= 0.0031308, 12.92 * _LEVELS, 1.055 * _LEVELS ** (1 / 2.4) - 0.055)
 _SRGB = (255 * _SRGB).round().astype(np.uint8)
 
 
 def to_standard_range(frame, transfer):
-    """A frame of HDR, uint8 [H, W, 3], whose transfer is one of `TRANSFERS`, as sRGB, uint8 [H, W, 3]."""
-    light = _LIGHT[TRANSFERS[transfer]][frame]
-    if TRANSFERS[transfer] == "HLG":  # on a display of 1000 cd/m2
+    """A frame in BT.2020's colours, uint8 [H, W, 3], as sRGB, uint8 [H, W, 3]. transfer: `PQ`, `HLG`, or `WIDE` for
+    standard range."""
+    light = _LIGHT[transfer][frame]
+    if transfer == HLG:  # on a display of 1000 cd/m2
         light *= _PEAK * (light @ _LUMINANCE)[..., None] ** 0.2
     light = np.clip(cv2.transform(light, _BT2020_TO_BT709), 0, _PEAK) / _WHITE
-    brightest = light.max(axis=-1, keepdims=True)
-    light *= _compressed(brightest) / np.maximum(brightest, 1e-9)
+    if transfer == WIDE:
+        light = np.minimum(light, 1)
+    else:
+        brightest = light.max(axis=-1, keepdims=True)
+        light *= _compressed(brightest) / np.maximum(brightest, 1e-9)
     return _SRGB[(4095 * light + 0.5).astype(np.int32)]
 
 
