@@ -21,7 +21,7 @@ from rundir.diffusion_run import DiffusionRun
 from utils.animation import ANIMATION_FORMATS, generated_panel, save_animation, side_by_side
 from utils.device import add_device_arguments, device_of
 from utils.errors import UserError, run_command
-from utils.files import make_folder
+from utils.files import given_path, make_folder
 from utils.plotting import save_image
 from utils.progress import progress_bar
 
@@ -31,7 +31,8 @@ IMAGE_TIMES = (1, 10, 15, 20, 30, 40)
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("-c", "--config", metavar="PATH", required=True, help="run directory, ours or a published one, or its .json")
+    help_ = "run directory, ours or a published one, or its .json"
+    add("-c", "--config", type=given_path, metavar="PATH", required=True, help=help_)
     add("-n", "--num_videos", type=int, default=5, metavar="N", help="videos (default: 5)")
     add("-b", "--batch_size", type=int, default=5, metavar="N", help="videos made at a time (default: 5)")
     add("--image", action="store_true", help=f"a row of the frames {', '.join(map(str, IMAGE_TIMES))} of each video")
@@ -40,7 +41,7 @@ def parse_arguments(arguments=None):
     add("--steps", type=int, metavar="N", help=f"denoising steps (default: {DEFAULT_STEPS}; ddpm always takes all)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
     add("--format", choices=ANIMATION_FORMATS, help="of the animations (default: gif)")
-    add("--checkpoint", metavar="FILE", help="weights (default: the run's saves/model.pth)")
+    add("--checkpoint", type=given_path, metavar="FILE", help="weights (default: the run's saves/model.pth)")
     add_device_arguments(parser)
     args = parser.parse_args(arguments)
     for option, value in (("-n/--num_videos", args.num_videos), ("-b/--batch_size", args.batch_size)):

@@ -40,7 +40,7 @@ from utils.animation import (
     side_by_side,
 )
 from utils.errors import UserError, run_command
-from utils.files import make_folder
+from utils.files import given_path, make_folder
 from utils.plotting import check_image_name, enlarge, plot_keypoints_on_image_batch, save_image, zoom_factor
 from utils.random_state import preserve_random_state
 
@@ -131,11 +131,19 @@ def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_prediction_arguments(parser, horizon="the run's animation_horizon", needs_path=False)
     parser.add_argument("--episode", type=int, metavar="N", help="which of the data set's, from 0 (default: 0)")
-    parser.add_argument("--video", metavar="PATH", help="a video, folder of frames or image of one's own instead")
-    parser.add_argument("--format", choices=ANIMATION_FORMATS, help="of the animation (default: gif)")
-    parser.add_argument("--out", metavar="PATH", help="file to write (default: RUN_DIR/what_if/episode_N.gif)")
     parser.add_argument(
-        "--edits", dest="file", metavar="FILE", help="edits that the editor saved, and all that is not given beside it"
+        "--video", type=given_path, metavar="PATH", help="a video, folder of frames or image of one's own instead"
+    )
+    parser.add_argument("--format", choices=ANIMATION_FORMATS, help="of the animation (default: gif)")
+    parser.add_argument(
+        "--out", type=given_path, metavar="PATH", help="file to write (default: RUN_DIR/what_if/episode_N.gif)"
+    )
+    parser.add_argument(
+        "--edits",
+        dest="file",
+        type=given_path,
+        metavar="FILE",
+        help="edits that the editor saved, and all that is not given beside it",
     )
     group = parser.add_argument_group(
         "edits", "K is a particle's number, or several: 2,5; FRAME changes one of the seen frames, from 0, not all"
@@ -228,7 +236,7 @@ def check_output(args, is_animation):
     """`UserError`, before anything is computed, where --out or --format does not fit what is written."""
     if not is_animation and args.format is not None:
         raise UserError(f"--format is {args.format}, but an image is written; legal: with edits of a video")
-    if not args.out:
+    if args.out is None:
         return
     if not is_animation:
         check_image_name(args.out)
@@ -238,7 +246,7 @@ def check_output(args, is_animation):
 
 def output_path(args, request, default):
     """Where to write: --out, or a file in RUN_DIR/what_if."""
-    path = Path(args.out) if args.out else request.run.path / "what_if" / default
+    path = Path(args.out) if args.out is not None else request.run.path / "what_if" / default
     make_folder(path.parent)
     return path
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.schema import CONFIG_DIR, Config, add_override_arguments, base_of, overrides_from
 from utils.errors import UserError, run_command
-from utils.files import atomic_write
+from utils.files import atomic_write, given_path
 
 DESCRIPTION = """Write the configuration of a run. For a data set that has a file in configs/, it starts from that file;
 for a new one from the defaults, with an architecture for the --image_size (64 if not given). For "video_folder" it
@@ -42,7 +42,9 @@ def parse_arguments(arguments):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--ds", required=True, metavar="NAME", help="name of a file in configs/, or of a new data set")
-    parser.add_argument("--out", metavar="PATH", help="file to write, ending in .json (default: configs/NAME.json)")
+    parser.add_argument(
+        "--out", type=given_path, metavar="PATH", help="file to write, ending in .json (default: configs/NAME.json)"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite the file if it exists")
     add_override_arguments(parser, exclude=("ds",))
     return parser.parse_args(arguments)
@@ -172,7 +174,7 @@ def main(arguments=None):
     if args.ds.endswith(".json"):
         raise UserError(f"--ds is {args.ds}; legal: a name, without .json")
     default_path = CONFIG_DIR / f"{args.ds}.json"
-    path = Path(args.out) if args.out else default_path
+    path = default_path if args.out is None else args.out
     if path.suffix != ".json":
         raise UserError(f"--out is {path}; legal: a path that ends in .json")
     if os.path.exists(path) and not args.force:

@@ -48,7 +48,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datasets.balls_ds import hdf5_fault
 from datasets.preparation import check_space, make_executor
 from utils.errors import UserError, run_command
-from utils.files import atomic_write, available_cores, make_folder
+from utils.files import atomic_write, available_cores, given_path, make_folder
 from utils.legal import check, check_at_least_1
 from utils.progress import progress_bar
 
@@ -313,7 +313,9 @@ def _attributes(options, split):
 
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description="Make the videos of Balls-Interaction.")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where train.hdf5, val.hdf5 and test.hdf5 go")
+    parser.add_argument(
+        "--out", type=given_path, required=True, metavar="FOLDER", help="where train.hdf5, val.hdf5 and test.hdf5 go"
+    )
     for split, number in zip(SPLITS, (5000, 200, 200), strict=True):
         parser.add_argument(f"--{split}", type=int, default=number, help=f"{split} episodes (%(default)s)")
     parser.add_argument("--num_frames", type=int, default=100, help="frames per episode (%(default)s)")

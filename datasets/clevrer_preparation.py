@@ -42,7 +42,7 @@ from datasets.preparation import (
     working_folder,
 )
 from utils.errors import UserError, run_command
-from utils.files import available_cores
+from utils.files import available_cores, given_path
 from utils.legal import check, check_at_least_1
 from utils.progress import progress_bar
 
@@ -258,8 +258,10 @@ def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description="Make the frames of CLEVRER out of its videos.")
     for source, content in (("train", "training"), ("validation", "validation")):
         help_ = f"the {content} videos: video_{source}.zip, or a folder that holds them at any depth"
-        parser.add_argument(f"--{source}", type=Path, metavar="PATH", help=help_)
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where train, valid and test go")
+        parser.add_argument(f"--{source}", type=given_path, metavar="PATH", help=help_)
+    parser.add_argument(
+        "--out", type=given_path, required=True, metavar="FOLDER", help="where train, valid and test go"
+    )
     for split in SPLITS:
         help_ = f"{split.name} episodes, from video_{split.first:05} on (%(default)s)"
         parser.add_argument(f"--num_{split.name}", type=int, default=split.size, metavar="N", help=help_)

@@ -55,7 +55,7 @@ from datasets.preparation import (
     working_folder,
 )
 from utils.errors import UserError, run_command
-from utils.files import atomic_write, available_cores
+from utils.files import atomic_write, available_cores, given_path
 from utils.legal import check, check_at_least_1
 from utils.progress import progress_bar
 
@@ -427,7 +427,7 @@ def _frame_bytes(options):
 
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description="Make a data set like OBJ3D: simulated bodies that hit each other.")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where train, val and test go")
+    parser.add_argument("--out", type=given_path, required=True, metavar="FOLDER", help="where train, val and test go")
     for split, number in zip(SPLITS, (2920, 200, 200), strict=True):
         parser.add_argument(f"--{split}", type=int, default=number, help=f"{split} episodes (%(default)s)")
     parser.add_argument("--num_frames", type=int, default=100, help="frames per episode (%(default)s)")

@@ -25,7 +25,8 @@ def check_space(out, needed):
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(f"--out: {out} needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free there")
-    print(f"making {needed / 1e9:.1f} GB in {out}")
+    size = f"{needed / 1e9:.1f} GB" if needed >= 1e8 else f"{needed / 1e6:.1f} MB"
+    print(f"making {size} in {out}")
 
 
 class Interrupted(UserError):

@@ -37,7 +37,7 @@ from datasets.preparation import (
     working_folder,
 )
 from utils.errors import UserError, run_command
-from utils.files import atomic_write, available_cores, is_clutter
+from utils.files import atomic_write, available_cores, given_path, is_clutter
 from utils.legal import check_at_least_1, illegal
 from utils.progress import progress_bar
 
@@ -187,8 +187,8 @@ def is_made(path, paths):
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(description="Make the .npy file of Traffic out of its recording's frames.")
     help_ = "the numbered .png or .jpg files of the recording, at least 480 x 420 pixels"
-    parser.add_argument("--frames", type=Path, required=True, metavar="FOLDER", help=help_)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .npy file to make")
+    parser.add_argument("--frames", type=given_path, required=True, metavar="FOLDER", help=help_)
+    parser.add_argument("--out", type=given_path, required=True, metavar="FILE", help="the .npy file to make")
     parser.add_argument("--allow_gaps", action="store_true", help="take frames whose numbers leave some out")
     help_ = "frames read at the same time, by as many threads (%(default)s)"
     parser.add_argument("--processes", type=int, default=available_cores(), metavar="N", help=help_)

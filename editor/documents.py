@@ -84,6 +84,7 @@ class Documents:
         """Let read(report) be done, and show(what it read), unless edits would be lost. text: says what is done."""
         if not self.may_leave():
             return
+        self.window.slow.cancel("play", "animate")  # of what is left
         self.window.say(text)
 
         def finish(found):
@@ -233,7 +234,11 @@ class Documents:
         return bool(path) and self._save(path)
 
     def _save(self, path):
-        self.window.state.save(path)
+        try:
+            self.window.state.save(path)
+        except UserError as error:
+            self.window.fail(error)
+            return False
         self._path = path
         self.window.show_state()
         self.window.say(f"saved {path}")

@@ -20,7 +20,7 @@ from editor.worker import Worker
 from utils.errors import UserError
 
 POLL = 15  # milliseconds
-SIZE = 1040, 740  # of the window, in units of `unit` pixels
+SIZE = 1040, 700  # of the window, in units of `unit` pixels
 SMALLEST = 760, 560
 
 

@@ -14,7 +14,7 @@ import torch
 
 from configs.schema import DiffuseConfig
 from models import DiffuseDDLP, ObjectDynamicsDLP
-from rundir.run import Run, RunDirectory, first_file, prepare_logdir, read_config
+from rundir.run import Run, RunDirectory, checked_entries, first_file, prepare_logdir, read_config
 from utils import checkpoints
 from utils.errors import UserError
 from utils.files import atomic_write, read_json, write_json
@@ -119,6 +119,8 @@ class DiffusionRun(RunDirectory):
         identity: what its particles must be of; `UserError` if they are not, as far as the directory says.
         """
         found = read_json(self.identity_path) if identity and self.identity_path.is_file() else {}
+        if not isinstance(found, dict):
+            raise UserError(f"{self.identity_path}: not a JSON object")
         for name, expected in (identity or {}).items():
             if found.get(name, expected) != expected:
                 raise UserError(
@@ -148,9 +150,13 @@ class DiffusionRun(RunDirectory):
     def load_state(self):
         """What `save_state` saved; of a published directory, which has less, the weights, the optimiser, the moving
         average and the iteration."""
-        state = checked_state(self.read_state(), self.opened_state or self.state_path)
+        path = self.opened_state or self.state_path
+        state = checked_state(self.read_state(), path)
         others = state.get("training", {"progress": {"iteration": state["step"]}})
-        return {"model": state["model"], "optimizer": state["opt"], "ema": state["ema"], **others}
+        if not isinstance(others, dict):
+            raise UserError(f"{path}: not a model.pth of DiffuseDDLP: its training is {describe(others)}")
+        entries = {"model": state["model"], "optimizer": state["opt"], "ema": state["ema"], **others}
+        return checked_entries(entries, path)
 
 
 def checked_state(state, path):

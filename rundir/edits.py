@@ -6,7 +6,6 @@ they are edits of: the model, and the video or the seed of the frames that it se
 files, and `what_if.py` replays them.
 """
 
-import math
 import os
 import shlex
 from dataclasses import dataclass, fields, replace
@@ -36,7 +35,8 @@ LEGAL_VALUES = {
     "transparency": ("0 to 1", lambda value: 0 <= value <= 1),
     "appearance": ("a particle's number", lambda value: value >= 0 and value == int(value)),
 }
-LARGEST_SIDE = 1 - 1e-4  # of a particle, as a fraction of the image's: its logit is finite
+LEAST_SIDE, LARGEST_SIDE = 1e-6, 1 - 1e-4  # of a particle, as a fraction of the image's: its logit is finite
+LARGEST_VALUE = 1e6  # of an edit: far more than makes sense, and what follows from it is finite
 VERSION = 1  # of the files
 
 
@@ -58,8 +58,11 @@ class Edit:
             raise UserError(
                 f"{self.kind} has {given} values; legal: {len(names)}{' ' if names else ''}{', '.join(names)}"
             )
-        if not all(math.isfinite(value) for value in self.values):
-            raise UserError(f"{self.kind} is {', '.join(f'{value:g}' for value in self.values)}; legal: finite numbers")
+        if not self.particles:
+            raise UserError(f"{self.kind} is of no particle; legal: at least one")
+        if not all(abs(value) <= LARGEST_VALUE for value in self.values):  # nor one that is not a number
+            numbers = ", ".join(f"{value:g}" for value in self.values)
+            raise UserError(f"{self.kind} is {numbers}; legal: -{LARGEST_VALUE:g} to {LARGEST_VALUE:g}")
         words, is_legal = LEGAL_VALUES.get(self.kind, ("", lambda value: True))
         if self.values and not is_legal(self.values[0]):
             raise UserError(f"{self.kind} is {self.values[0]:g}; legal: {words}")
@@ -139,7 +142,7 @@ def _change(particles, edit, weights):
         particles.z[:, :, k] += weights * (values - particles.z[:, frame, k].unsqueeze(1))
     elif edit.kind == "scale":
         side = torch.sigmoid(particles.z_scale[:, :, k]) * values**weights
-        particles.z_scale[:, :, k] = side.clamp(max=LARGEST_SIDE).logit()
+        particles.z_scale[:, :, k] = side.clamp(LEAST_SIDE, LARGEST_SIDE).logit()
     elif edit.kind == "depth":
         particles.z_depth[:, :, k] += weights * values
     elif edit.kind == "appearance":
@@ -208,7 +211,10 @@ class EditFile:
         working directory is taken from the file's folder."""
         values = read_json(path)
         names = [field.name for field in fields(cls)]
-        if not isinstance(values, dict) or values.get("particle_edits") != VERSION:
+        version = values.get("particle_edits") if isinstance(values, dict) else None
+        if isinstance(version, int) and version > VERSION:
+            raise UserError(f"{path}: written by a later version, in format {version}; legal: {VERSION}")
+        if version != VERSION:
             raise UserError(f'{path}: not a file of edits; legal: a JSON object with "particle_edits": {VERSION}')
         for name in values:
             if name not in (*names, "particle_edits"):
@@ -244,7 +250,10 @@ def _check_types(values, names):
     legal = {
         "model": text,
         "video": ("a path, or null with a seed", lambda value: value is None or isinstance(value, str)),
-        "seed": ("a whole number from 0 on, or null", lambda value: value is None or (whole[1](value) and value >= 0)),
+        "seed": (
+            "a whole number from 0 to 2^32 - 1, or null",
+            lambda value: value is None or (whole[1](value) and 0 <= value < 2**32),
+        ),
         "cond_steps": (f"{whole[0]} from 1 on", lambda value: whole[1](value) and value >= 1),
         "horizon": (f"{whole[0]} from 1 on", lambda value: whole[1](value) and value >= 1),
         "edits": ("a list", lambda value: isinstance(value, list)),
@@ -280,7 +289,11 @@ def _edit_of(entry):
         and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
     ):
         raise illegal("an edit", entry, legal)
-    return Edit(entry["kind"], tuple(entry["particles"]), tuple(map(float, values)), entry.get("frame"))
+    try:
+        values = tuple(map(float, values))
+    except OverflowError:  # a whole number of hundreds of digits
+        raise UserError(f"{entry['kind']} has a value that is too large; legal: at most {LARGEST_VALUE:g}") from None
+    return Edit(entry["kind"], tuple(entry["particles"]), values, entry.get("frame"))
 
 
 def find_beside(path, file):

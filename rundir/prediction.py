@@ -14,6 +14,7 @@ from rundir.diffusion_run import DiffusionRun
 from rundir.run import Run
 from utils.device import add_device_arguments, device_of
 from utils.errors import UserError
+from utils.files import given_path
 
 
 @dataclass
@@ -36,12 +37,15 @@ def add_model_arguments(parser, needs_path=True):
     """The arguments that `open_run` and `open_data` read: a run, its weights, a data set, a device. needs_path: whether
     -p must be given."""
     help_text = "run directory, ours or a released one"
-    parser.add_argument("-p", "--path", metavar="RUN_DIR", required=needs_path, help=help_text)
+    parser.add_argument("-p", "--path", type=given_path, metavar="RUN_DIR", required=needs_path, help=help_text)
     parser.add_argument("-d", "--dataset", metavar="NAME", help="data set, a name in configs/ (default: the run's)")
     parser.add_argument("--root", metavar="PATH", help="where the data set lies (default: as in the run)")
     parser.add_argument("--no_cache", action="store_true", help="do not keep decoded frames on disk")
     parser.add_argument(
-        "--checkpoint", metavar="FILE", help="weights (default: best by LPIPS if there are such, or last)"
+        "--checkpoint",
+        type=given_path,
+        metavar="FILE",
+        help="weights (default: best by LPIPS if there are such, or last)",
     )
     parser.add_argument("--use_last", action="store_true", help="take the last weights, not the best by LPIPS")
     parser.add_argument("--prefix", metavar="P", help="the run_prefix in the weights' names (default: the run's)")

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
@@ -17,10 +18,15 @@ from configs.schema import Config
 from models import ObjectDLP, ObjectDynamicsDLP
 from utils import checkpoints
 from utils.errors import UserError
-from utils.files import atomic_write, link_or_copy, read_json, write_json
+from utils.files import atomic_write, link_or_copy, read_json, try_lock, write_json
 from utils.foreign_weights import describe
 from utils.plotting import save_image
 
+# The entries of what training goes on from, as far as they are there, and of what type each is.
+STATE_ENTRIES = {
+    **dict.fromkeys(("model", "optimizer", "scheduler", "progress", "means", "best", "config"), dict),
+    **dict.fromkeys(("items", "num_processes"), int),
+}
 MODELS = {"dlp": ObjectDLP, "ddlp": ObjectDynamicsDLP}
 
 
@@ -69,7 +75,12 @@ class RunDirectory:
         """The lines of metrics.jsonl, a list of dicts."""
         if not self.metrics_path.exists():
             return []
-        return [json.loads(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines()]
+        lines = self.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        records = [_record_of(line) for line in lines]
+        for number, record in enumerate(records, 1):
+            if record is None or self.counter not in record:
+                raise UserError(f"{self.metrics_path}: line {number} is damaged; legal: without it")
+        return records
 
     # -------------------------------------------------------------------------------------------------------- state
 
@@ -113,6 +124,24 @@ class RunDirectory:
     def may_change(self):
         """Keys that may change, beside the usual ones, when the run goes on: the rate where training diverged."""
         return ("lr",) if self.divergence_path.is_file() else ()
+
+    @contextmanager
+    def locked(self):
+        """In this block no other process may train in the directory; `UserError` where one does."""
+        if not self.is_main:
+            yield
+            return
+        try:
+            lock = try_lock(self.path / ".lock")
+        except OSError:  # a file system without locks: whoever trains there twice is not told so
+            yield
+            return
+        if lock is None:
+            raise UserError(f"{self.path}: another process trains in it; legal: when that has ended")
+        try:
+            yield
+        finally:
+            lock.release()
 
     def check_writable(self):
         """`UserError` if training cannot write to the directory."""
@@ -241,7 +270,28 @@ class Run(RunDirectory):
         if not isinstance(state, dict) or not {"model", "optimizer", "progress"} <= state.keys():
             path = self.opened_state or self.state_path
             raise UserError(f"{path}: holds {describe(state)}; legal: a state that training saved")
-        return state
+        return checked_entries(state, self.opened_state or self.state_path)
+
+
+def checked_entries(state, path):
+    """A state to go on from, a dict; `UserError` where an entry of it is not what training saves."""
+    wrong = [name for name, kind in STATE_ENTRIES.items() if not isinstance(state.get(name, kind()), kind)]
+    if not wrong and not {"state", "param_groups"} <= state["optimizer"].keys():
+        wrong = ["optimizer"]
+    if not wrong and not all(isinstance(count, int) and count >= 0 for count in state["progress"].values()):
+        wrong = ["progress"]
+    if wrong:
+        raise UserError(f"{path}: no {' and '.join(wrong)} as training saves; legal: a state that training saved")
+    return state
+
+
+def _record_of(line):
+    """The dict in a line of metrics.jsonl, None where there is none."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def split_state(path):

@@ -5,7 +5,9 @@ import os
 import pytest
 
 from tests.balls import make_data, make_run
+from tests.displays import display  # noqa: F401 (a fixture, as those of the next line)
 from tests.editor_models import write_assets, write_checkpoints
+from tests.editor_person import at_image, at_video, person  # noqa: F401
 from tests.pretrained_weights import write_weight_files
 
 

@@ -443,6 +443,9 @@ def test_statistics_of_others_are_refused(key, value, trained, tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     with pytest.raises(UserError, match=f"latent_stats.json: .*other particles: {key} is {json.dumps(value)}, .*legal"):
         resume(DiffusionRun.open(tmp_path / "run"))
+    path.write_text("[1]")
+    with pytest.raises(UserError, match=r"latent_stats\.json: not a JSON object"):
+        resume(DiffusionRun.open(tmp_path / "run"))
 
 
 def test_another_ddlp_in_the_run_directory_is_refused(trained, tmp_path, ddlp):

@@ -137,13 +137,22 @@ LEGAL = EditFile("run", "video.mp4", None, 5, 12, EVERY_KIND[:1])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"particle_edits": 2}, 'not a file of edits; legal: a JSON object with "particle_edits": 1'),
+        ({"particle_edits": 0}, 'not a file of edits; legal: a JSON object with "particle_edits": 1'),
+        ({"particle_edits": "1"}, "not a file of edits"),
+        ({"particle_edits": 2}, "written by a later version, in format 2; legal: 1"),
         ({"colour": 1}, "colour is unknown; legal: model, video, seed, cond_steps, horizon, edits"),
         ({"horizon": 2.5}, "horizon is 2.5; legal: a whole number from 1 on"),
         ({"model": 3}, "model is 3; legal: a path"),
         ({"video": None}, "neither video nor seed is given"),
-        ({"seed": -1}, "seed is -1; legal: a whole number from 0 on, or null"),
+        ({"seed": -1}, "seed is -1; legal: a whole number from 0 to 2^32 - 1, or null"),
+        ({"seed": 2**32}, "seed is 4294967296; legal: a whole number from 0 to 2^32 - 1, or null"),
         ({"edits": {}}, "edits is {}; legal: a list"),
+        ({"edits": [{"kind": "remove", "particles": [], "values": []}]}, "remove is of no particle"),
+        ({"edits": [{"kind": "depth", "particles": [0], "values": [10**400]}]}, "depth has a value that is too large"),
+        (
+            {"edits": [{"kind": "depth", "particles": [0], "values": [1e300]}]},
+            "depth is 1e+300; legal: -1e+06",
+        ),
         ({"edits": [{"kind": "move"}]}, 'an edit is {"kind": "move"}; legal: {"kind"'),
         ({"edits": [{"kind": "remove", "particles": [True], "values": []}]}, "an edit is {"),
         ({"edits": [{"kind": "remove", "particles": [1], "values": [], "colour": 1}]}, "an edit is {"),
@@ -160,6 +169,15 @@ def test_a_file_that_is_not_legal_is_refused_by_name(change, message, tmp_path):
         UserError, match=f"^{re.escape(str(path))}: .*{message if '.*' in message else re.escape(message)}"
     ):
         EditFile.read(path)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [Edit("move", (0,), (1e6, -1e6)), Edit("scale", (0,), (1e-300,)), Edit("scale", (0,), (1e6,), 2)],
+)
+def test_what_legal_edits_make_is_finite(edit):
+    for value in vars(apply_edits(scattered_particles(), [edit])).values():
+        assert value.isfinite().all()
 
 
 def test_a_file_that_lacks_something_or_is_no_json_is_refused(tmp_path):

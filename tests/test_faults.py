@@ -4,6 +4,7 @@
 """
 
 import ctypes
+import json
 import os
 import random
 import shutil
@@ -31,7 +32,7 @@ from training.interruption import Interruption, Stopped
 from training.loop import TrainingError
 from training.particles import DLPTask
 from utils import checkpoints
-from utils.errors import run_command
+from utils.errors import UserError, run_command
 
 train, resume = partial(runs.train, train_dlp.main), partial(runs.resume, train_dlp.main)
 
@@ -256,6 +257,43 @@ def test_a_state_of_another_run_names_the_keys(tmp_path, config, uninterrupted):
     checkpoints.save({**state, "items": 17}, run.state_path)
     code, lines = command(train_dlp.main, ["--resume", str(run.path)])
     assert code == 2 and "the training set had 17 items, it has 16 now; legal: the same data" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"progress": None}, "no progress as training saves"),
+        ({"progress": {"epoch": -1, "iteration": 3}}, "no progress as training saves"),
+        ({"optimizer": {}}, "no optimizer as training saves"),
+        ({"best": None, "means": 5}, "no means and best as training saves"),
+        ({"model": 3}, "no model as training saves"),
+    ],
+)
+def test_a_state_with_other_entries_is_named(change, words, tmp_path, uninterrupted):
+    run = copy_of(uninterrupted, tmp_path)
+    checkpoints.save({**checkpoints.load(run.state_path), **change}, run.state_path)
+    with pytest.raises(UserError, match=f"training_state.pt: {words}; legal: a state that training saved"):
+        run.load_state()
+
+
+def test_damaged_records_are_named(tmp_path, uninterrupted):
+    run = copy_of(uninterrupted, tmp_path)
+    records = run.records()
+    for line in ('{"epoch": 2, "iter', "[1]", '{"epoch": 2}'):
+        run.metrics_path.write_text("".join(json.dumps(record) + "\n" for record in records) + line)
+        with pytest.raises(UserError, match=f"metrics.jsonl: line {len(records) + 1} is damaged; legal: without it"):
+            run.records()
+
+
+def test_no_two_processes_train_in_one_directory(tmp_path, uninterrupted):
+    run = copy_of(uninterrupted, tmp_path)
+    before = run.state_path.read_bytes()
+    with run.locked():
+        code, lines = command(train_dlp.main, ["--resume", str(run.path), "--num_epochs", "4"])
+    assert code == 2 and lines[-1] == f"error: {run.path}: another process trains in it; legal: when that has ended"
+    assert run.state_path.read_bytes() == before
+    with run.locked():  # it is free again
+        pass
 
 
 @pytest.mark.parametrize(

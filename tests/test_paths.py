@@ -1,12 +1,18 @@
 """Paths in configurations: expanded, relative to where they were written, never another data set without a word."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+import generate_ddlp_video_prediction
+import generate_diffuse_ddlp_video_generation
+import what_if
 from configs import generate_config_file, schema
 from configs.schema import Config, DiffuseConfig
+from datasets import balls_preparation, clevrer_preparation, obj3d_like_preparation, traffic_preparation
+from eval import eval_gen_metrics
 from rundir.prediction import data_config
 from rundir.run import Run
 from tests.balls import SMALL, make_run
@@ -35,6 +41,34 @@ def test_home_and_variables_are_expanded(tmp_path, monkeypatch):
     config = DiffuseConfig.from_dict({"ds": "balls", "ddlp_dir": "~/run", "ds_root": "$DATA", "result_dir": "$GONE/a"})
     assert (config.ddlp_dir, config.ds_root, config.result_dir) == ("/home/someone/run", "/scratch", "$GONE/a")
     assert Config.from_dict({"ds": "balls", "run_prefix": "$DATA"}).run_prefix == "$DATA"  # no path
+
+
+@pytest.mark.parametrize(
+    ("script", "option"),
+    [
+        *((script, "--path") for script in (generate_ddlp_video_prediction, eval_gen_metrics, what_if)),
+        *((what_if, option) for option in ("--video", "--edits", "--out", "--checkpoint")),
+        (generate_diffuse_ddlp_video_generation, "--config"),
+        (generate_config_file, "--out"),
+        *((script, "--out") for script in (balls_preparation, clevrer_preparation, obj3d_like_preparation)),
+        (traffic_preparation, "--frames"),
+    ],
+)
+def test_an_empty_path_is_not_the_working_directory(script, option, capsys):
+    """As a variable of the shell that is not set gives it."""
+    with pytest.raises(SystemExit) as ended:
+        script.parse_arguments([f"{option}="])
+    assert ended.value.code == 2 and f"argument {option}: is empty; legal: a path" in message(capsys)
+
+
+def message(capsys):
+    """What argparse said, an option's names in its message reduced to the long one."""
+    return re.sub(r"argument -\w/", "argument ", capsys.readouterr().err)
+
+
+def test_home_is_expanded_in_an_option(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert balls_preparation.parse_arguments(["--out=~/balls"]).out == Path("/home/someone/balls")
 
 
 def test_a_path_is_relative_to_the_file_that_it_is_written_in(here, recwarn):

@@ -194,8 +194,13 @@ class TrainingLoop:
     # ---------------------------------------------------------------------------------------------------- the story
 
     def fit(self, run):
-        """Train to the end, in `run`. Returns whether it got there, not stopped by a signal or by `max_minutes`."""
+        """Train to the end, in `run`. Returns whether it got there, not stopped by a signal or by `max_minutes`.
+        `UserError` where another process trains in the same directory."""
         self.run = run
+        with run.locked():
+            return self._fit(run)
+
+    def _fit(self, run):
         for line in (f"run directory: {run.path}", describe_device(self.accelerator, self.config), *self.task.notes):
             self._say(line)
         progress, config = self.progress, self.config

@@ -1,5 +1,6 @@
 """Files that are never half-written, JSON among them, locks between processes, and how many cores there are."""
 
+import argparse
 import glob
 import hashlib
 import json
@@ -107,6 +108,14 @@ def link_or_copy(path, other):
         shutil.copyfile(path, other)
 
 
+def given_path(text):
+    """The type of an argparse argument that is a path: with ~ expanded, which a shell does not do behind "=", and not
+    empty, as a variable of the shell that is not set would make it."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; legal: a path")
+    return Path(os.path.expanduser(text))
+
+
 def is_clutter(name):
     """Whether a file or folder of that name is none that a person put there."""
     return name.startswith(".") or name.lower() in _CLUTTER
@@ -150,6 +159,16 @@ def file_lock(path, waiting=None):
         yield
     finally:
         lock.release()
+
+
+def try_lock(path):
+    """The lock of the file at `path`, held until its `release()`, or None where another process holds it. Raises
+    OSError as `file_lock` does."""
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        return lock.acquire(timeout=0).lock
+    except Timeout:
+        return None
 
 
 def read_json(path):
