@@ -115,12 +115,17 @@ class ParticleModel(nn.Module):
     # ------------------------------------------------------------------------------------------- encode and decode
 
     def _check_input(self, x, x_prior=None, dims=(4,)):
-        """`ValueError` unless x is made of images (4 in `dims`) or clips (5), and x_prior is shaped as x."""
+        """`ValueError` unless x is made of images (4 in `dims`) or clips (5) of floats, and x_prior is shaped as x;
+        `TypeError` for what is no tensor."""
+        if not torch.is_tensor(x):
+            raise TypeError(f"input of type {type(x).__name__}; legal: a tensor")
         image = [self.architecture.ch, *2 * [self.architecture.image_size]]
-        if x.dim() not in dims or list(x.shape[-3:]) != image:
+        if x.dim() not in dims or list(x.shape[-3:]) != image or x.numel() == 0:
             image = ", ".join(map(str, image))
             kinds = {4: f"images [B, {image}]", 5: f"clips [B, T, {image}]"}
             raise ValueError(f"input of shape {list(x.shape)}; legal: {' or '.join(kinds[n] for n in dims)}")
+        if not x.is_floating_point():
+            raise ValueError(f"input of {x.dtype}; legal: floats in 0..1, such as x / 255 of bytes")
         if x_prior is not None and x_prior.shape != x.shape:
             raise ValueError(f"x_prior of shape {list(x_prior.shape)}; legal: the input's shape, {list(x.shape)}")
 
@@ -676,6 +681,8 @@ class ObjectDynamicsDLP(ParticleModel):
         self._check_input(x, dims=(5,))
         if not 1 <= cond_steps <= x.shape[1]:
             raise ValueError(f"cond_steps is {cond_steps}; legal: 1 to the clip's {x.shape[1]} frames")
+        if num_steps < 0:
+            raise ValueError(f"num_steps is {num_steps}; legal: at least 0")
         particles = self.predict(self.track(x[:, :cond_steps], bg_masks_from_fg), num_steps, deterministic)
         rec = self.render(particles)
         if not return_z:
@@ -923,6 +930,8 @@ class DiffuseDDLP(nn.Module):
         Raises `ValueError` if an argument is not legal.
         """
         frames = self.config.diffuse_frames
+        if n < 1:
+            raise ValueError(f"n is {n}; legal: at least 1")
         if horizon < frames:
             raise ValueError(f"horizon is {horizon}; legal: diffuse_frames {frames} or more")
         if sampler is None:

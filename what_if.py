@@ -66,6 +66,8 @@ def what_if(model, video, edits, horizon=60, cond_steps=None, deterministic=True
     the model's T) are seen; horizon: frames in all. Returns a `Comparison` of `horizon` frames. With `deterministic`
     False both predictions are made of the same random draws.
     """
+    if video.dim() != 4:
+        raise ValueError(f"a video of shape {list(video.shape)}; legal: one video [F, 3, H, W]")
     cond_steps = model.timestep_horizon if cond_steps is None else cond_steps
     check_horizon(horizon, cond_steps)
     if len(video) < cond_steps:

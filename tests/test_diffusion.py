@@ -872,6 +872,9 @@ def test_short_clips_and_horizons_are_refused():
         model.encode(images(1))
     with pytest.raises(ValueError, match="horizon is 2; legal: diffuse_frames 3 or more"):
         model.sample(1, 2)
+    for n in (0, -1):
+        with pytest.raises(ValueError, match=f"n is {n}; legal: at least 1"):
+            model.sample(n, 4)
 
 
 def test_more_frames_than_the_dynamics_see_can_be_diffused():

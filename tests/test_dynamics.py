@@ -291,6 +291,11 @@ def test_more_conditioning_frames_than_there_are_are_refused(cond_steps):
         build().sample(images(1, 5), 2, cond_steps=cond_steps)
 
 
+def test_less_than_no_frames_cannot_be_predicted():
+    with pytest.raises(ValueError, match="num_steps is -1; legal: at least 0"):
+        build().sample(images(1, 5), -1, cond_steps=3)
+
+
 def test_a_prediction_is_tracking_then_dynamics_then_drawing(monkeypatch):
     model, video = build(), images(2, 5)
     whole, latents = model.sample(video, 6, cond_steps=3, return_z=True)

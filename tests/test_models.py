@@ -109,7 +109,9 @@ def test_illegal_arguments_are_refused_with_key_value_and_what_is_legal(changes,
         ObjectDLP(**{**ARGUMENTS, **changes})
 
 
-@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 1, 32, 32), (2, 3, 64, 64), (2, 3, 32, 64), (1, 2, 2, 3, 32, 32)])
+@pytest.mark.parametrize(
+    "shape", [(3, 32, 32), (2, 1, 32, 32), (2, 3, 64, 64), (2, 3, 32, 64), (1, 2, 2, 3, 32, 32), (0, 3, 32, 32)]
+)
 @pytest.mark.parametrize("method", ["forward", "encode_all", "fg_sequential_opt"])
 def test_input_of_another_shape_is_refused_in_one_line(method, shape):
     with pytest.raises(ValueError) as caught:
@@ -117,6 +119,13 @@ def test_input_of_another_shape_is_refused_in_one_line(method, shape):
     assert caught.type is ValueError  # of a programmer's, with its traceback
     kinds = {"forward": r"images [B, 3, 32, 32] or clips [B, T, 3, 32, 32]", "encode_all": "images [B, 3, 32, 32]"}
     assert str(caught.value) == f"input of shape {list(shape)}; legal: {kinds.get(method, 'clips [B, T, 3, 32, 32]')}"
+
+
+def test_input_that_is_not_of_floats_is_refused():
+    with pytest.raises(ValueError, match=r"input of torch.uint8; legal: floats in 0..1, such as x / 255"):
+        build()(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(TypeError, match="input of type ndarray; legal: a tensor"):
+        build()(torch.zeros(2, 3, 32, 32).numpy())
 
 
 def test_prior_images_of_another_shape_are_refused():

@@ -152,6 +152,8 @@ def test_python_calls_are_checked_too(run, balls_data):
         what_if(model, video[:2], [], HORIZON, COND)
     with pytest.raises(UserError, match=r"horizon .* is 4; legal: above cond_steps, 4"):
         what_if(model, video, [], COND, COND)
+    with pytest.raises(ValueError, match=r"a video of shape \[1, .*; legal: one video \[F, 3, H, W\]"):
+        what_if(model, video[None], [], HORIZON, COND)
 
 
 # ----------------------------------------------------------------------------------------------------- the command
