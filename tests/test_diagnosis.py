@@ -106,6 +106,23 @@ def test_a_healthy_run_is_told_nothing():
     assert said({}, {}, {"loss_rec": 60.0}, {"bg_share": 0.9}, {"fg_share": 0.1}) == [[]] * 5
 
 
+def test_an_error_that_sums_more_since_the_dynamics_are_trained_does_not_grow():
+    """As in a run of one's own videos, whose sums rose from 79 to 315 there, at the same PSNR."""
+    config = CONFIG.replace(start_dyn_epoch=4, dyn_only_epoch=7)
+    errors = [95, 79, 315, 300, 290, 900, 880, 870]
+    assert said(*({"loss_rec": float(error)} for error in errors), config=config) == [[]] * 8
+    errors[3:5] = 500, 510
+    assert said(*({"loss_rec": float(error)} for error in errors), config=config)[4] == ["the-loss-grows"]
+
+
+def test_records_of_an_older_version_are_passed_over():
+    """A run that goes on has them: fewer numbers of health, and null where one was not finite."""
+    old = {"visible": 0.0, "scale": 0.25, "loss_rec": None, "psnr": None, "epoch": 2}
+    assert diagnose([old], CONFIG) == []
+    new = {**HEALTHY, "visible": 0.0, "epoch": 3}
+    assert ["no-particle-is-visible" in line for line in diagnose([old, new], CONFIG)] == [True]
+
+
 @pytest.mark.parametrize(
     ("change", "section"),
     [

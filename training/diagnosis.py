@@ -11,6 +11,7 @@ DRAWN_BY_BACKGROUND = 0.5  # share of what changes from picture to picture
 DRAWN_BY_PARTICLES = 0.3  # share of what the background leaves
 AT_BOUNDS = 0.5  # share of the scales
 GROWTH = 1.5  # of the error over its lowest
+HEALTH = ("visible", "scale", "scale_at_bounds", "bg_share", "fg_share")  # of `training_health`, what is read here
 PATIENCE = {"all-particles-are-always-visible": 3, "the-loss-grows": 2}  # epochs in turn before it is said; else 1
 
 
@@ -70,16 +71,25 @@ def symptoms(records, config):
     """What is wrong with the last record, given those before: section of docs/faq.md to a text."""
     if not records:
         return {}
-    found = _symptoms_of_particles(records[-1], config) if "visible" in records[-1] else {}
-    # The loss of models of particles changes its meaning from stage to stage; the reconstruction's does not.
+    # A run that goes on may have records of an older version, which lack some.
+    has_health = all(records[-1].get(name) is not None for name in HEALTH)
+    found = _symptoms_of_particles(records[-1], config) if has_health else {}
+    # Of models of particles, the error of the reconstruction, which means the same within a stage.
     name = "loss_rec" if hasattr(config, "n_kp_enc") else "loss"
-    errors = [record[name] for record in records if name in record]
-    if name in records[-1] and errors[-1] > GROWTH * min(errors):
+    same = [record for record in records if _stage(record["epoch"], config) == _stage(records[-1]["epoch"], config)]
+    errors = [record[name] for record in same if record.get(name) is not None]
+    if records[-1].get(name) is not None and errors[-1] > GROWTH * min(errors):
         found["the-loss-grows"] = (
             f"{name} grows ({errors[-1]:.4g}, it was {min(errors):.4g}): lower lr ({config.lr:g}), or clip the gradient"
             " (grad_clip)"
         )
     return found
+
+
+def _stage(epoch, config):
+    """The stage of a DDLP, each of which sums other errors: whether the dynamics are trained, and they alone."""
+    starts = getattr(config, "start_dyn_epoch", 0), getattr(config, "dyn_only_epoch", None)
+    return [start is not None and epoch >= start for start in starts]
 
 
 def _symptoms_of_particles(now, config):
