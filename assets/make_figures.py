@@ -30,8 +30,10 @@ def main(arguments=None):
     parser.add_argument("--out", default=FIGURES, type=Path, metavar="PATH", help="folder to write to (%(default)s)")
     parser.add_argument("--episode", type=int, default=0, metavar="N", help="which example of balls (%(default)s)")
     args = parser.parse_args(arguments)
-    make_folder(args.out)
     shapes, balls = (Examples(demo.ROOT / "assets" / name) for name in ("shapes", "balls"))
+    if not 0 <= args.episode < len(balls):
+        parser.error(f"--episode is {args.episode}; legal: 0 to {len(balls) - 1}")
+    make_folder(args.out)
     dlp, ddlp, generator = (
         load_model(demo.ROOT / "checkpoints" / name) for name in ("dlp-shapes", "ddlp-balls", "diffuse-ddlp-balls")
     )

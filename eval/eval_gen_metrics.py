@@ -303,17 +303,22 @@ def table(over_time, cond_steps):
 def main(arguments=None):
     args = parse_arguments(arguments)
     run = open_run(args)
-    images = ImageMetrics([name for name in args.metrics if name != POSITION], device_of(args))
-    (measure_dlp if run.kind == "dlp" else measure_ddlp)(args, run, images)
+    (measure_dlp if run.kind == "dlp" else measure_ddlp)(args, run)
 
 
-def measure_dlp(args, run, images):
+def image_metrics(args):
+    """The `ImageMetrics` asked for; opened after the data, as their weights may have to be downloaded."""
+    return ImageMetrics([name for name in args.metrics if name != POSITION], device_of(args))
+
+
+def measure_dlp(args, run):
     """Measure the reconstructions of a run of DLPv2, print and write the result."""
     config, mode = open_data(args, run)
     dataset = image_dataset(config, mode, as_uint8=True)
     position = POSITION in args.metrics
     if position and hasattr(dataset, "annotated"):
         dataset = dataset.annotated()
+    images = image_metrics(args)
     model = run.load_model(args.checkpoint, args.use_last, images.device)
     means = measure_reconstructions(model, dataset, images, args.batch_size, config.num_workers, position=position)
     folder = make_folder(run.path / "eval")
@@ -324,13 +329,14 @@ def measure_dlp(args, run, images):
     print(f"written to {folder}")
 
 
-def measure_ddlp(args, run, images):
+def measure_ddlp(args, run):
     """Measure the predictions of a run of DDLP beside the baselines', print, draw and write the result."""
     request = open_prediction(args, horizon=50)
+    videos = prediction_videos(request.config, request.mode, request.horizon)
     over_time = measure_predictions(
         request.model,
-        prediction_videos(request.config, request.mode, request.horizon),
-        images,
+        videos,
+        image_metrics(args),
         request.horizon,
         request.cond_steps,
         POSITION in args.metrics,

@@ -52,6 +52,14 @@ def test_the_run_directory_holds_what_training_promises(trained):
         assert gif.info["duration"] == 60 and gif.n_frames == SMALL["animation_horizon"]
 
 
+def test_the_data_is_looked_for_before_weights_are_downloaded(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_: pytest.fail("a download"))
+    changes = {"recon_loss_type": "vgg", "eval_im_metrics": True, "metrics": ["lpips"]}
+    with pytest.raises(UserError, match="nowhere"):
+        train(tmp_path, config, root=str(tmp_path / "nowhere"), **changes)
+
+
 def test_without_the_dynamics_only_the_images_are_learned(trained):
     static, dynamic = trained.records()
     assert static["kl_dyn"] == 0 and dynamic["kl_dyn"] > 0

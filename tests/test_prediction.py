@@ -279,6 +279,13 @@ def test_lpips_without_its_weights_says_how_to_go_on(run, tmp_path, monkeypatch)
         run_in(run.path, eval_gen_metrics.main, "-p", run.path, "-c", COND, "--horizon", HORIZON)
 
 
+def test_the_data_is_looked_for_before_weights_are_downloaded(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_: pytest.fail("a download"))
+    with pytest.raises(UserError, match="nowhere"):
+        run_in(run.path, eval_gen_metrics.main, "-p", run.path, "-c", COND, "--root", tmp_path / "nowhere")
+
+
 # ---------------------------------------------------------------------------------- runs, data sets and mistakes
 
 
