@@ -2,7 +2,7 @@
 
 Whatever it lies in, a video has a `probe`, which counts its frames by decoding them and refuses what is damaged, and
 `frames`, which decodes. Frames come one after another as they are stored: where a video's rate varies, none is doubled
-or left out. Only an animated GIF's frames last as long as it says, in units of its shortest.
+or left out. Only an animated GIF's frames last as long as it says, in units of its shortest, up to 100.
 """
 
 import os
@@ -52,6 +52,7 @@ _PILLOW_ERRORS = (
 _UNKNOWN_SIZE = 2**32 - 1  # of an AVI that was written to a pipe
 _SEEK_DISTANCE = 16  # frames from one seek point to the next, at least
 _GIF_DURATION = 10  # hundredths of a second, in browsers, of what is shorter than 2
+_GIF_COPIES = 100  # of a frame at most: a picture that is left standing for minutes would become most of the video
 _INTRA = 1  # the type of a picture that is decoded without others
 _WIDE_COLOURS = 9, 10  # BT.2020, in which HDR is stored
 _UNKNOWN = 2  # colours or transfer
@@ -119,7 +120,7 @@ class VideoFile:
                     "is in the colours of HDR (BT.2020), but names no transfer curve; it is taken as of standard range,"
                     " as players do",
                 )
-            length = sum(islice(_copies(self.path, container), len(times)))
+            length = sum(islice(_copies(self.path, container, warns=True), len(times)))
         is_ordered = None not in times and all(a < b for a, b in pairwise(times))
         return Shape(length, *size, tuple(points[1:]) if is_ordered else ())
 
@@ -188,14 +189,19 @@ def _decoded(container, stream):
                 yield None
 
 
-def _copies(path, container):
-    """How many times each frame is shown: once, but those of a GIF in units of its shortest duration."""
+def _copies(path, container, warns=False):
+    """How many times each frame is shown: once, but those of a GIF in units of its shortest duration, and no more often
+    than `_GIF_COPIES`. warns: whether a warning says so."""
     if container.format.name != "gif":
         return repeat(1)
     with _opened_video(path) as (gif, stream):
         durations = [packet.duration or 0 for packet in gif.demux(stream) if packet.size]
     durations = [_GIF_DURATION if duration < 2 else duration for duration in durations]
-    return [round(duration / min(durations)) for duration in durations]
+    copies = [round(duration / min(durations)) for duration in durations]
+    if warns and max(copies) > _GIF_COPIES:
+        longest = f"frame {copies.index(max(copies))} lasts {max(copies)} times as long as the shortest"
+        _warn(path, f"{longest}; it is taken as one that lasts {_GIF_COPIES} times as long")
+    return [min(count, _GIF_COPIES) for count in copies]
 
 
 def _one_line(message):

@@ -394,6 +394,13 @@ def test_the_frames_of_a_gif_last_as_long_as_they_say(root, durations, copies):
     np.testing.assert_array_equal(list(VideoFile(root / "a.gif").frames(1, 3)), grey[1:3])
 
 
+def test_a_picture_that_is_left_standing_is_no_endless_video(root):
+    save_gif(root / "a.gif", random_frames(3), [40, 40, 600_000])
+    with pytest.warns(UserWarning, match=r"a\.gif: frame 2 lasts 15000 times as long .* taken as .* 100 times"):
+        shape, shown = read_video(root / "a.gif")
+    assert shape.length == len(shown) == 102
+
+
 @pytest.mark.parametrize(
     "change", [lambda data: data + b"more bytes", lambda data: data[:-1], lambda data: data + b"GIF89a"]
 )
