@@ -389,7 +389,7 @@ def test_format(tmp_path, capfd):
         np.testing.assert_array_equal(np.asarray(Image.open(out / f"val/1/test_{frame}.png")), expected[frame])
     record = {"num_frames": 11, "image_size": 20, "seed": 5, "simulator": "mujoco"}
     assert json.loads((out / "obj3d_like.json").read_text()) == record
-    assert capfd.readouterr().out.splitlines() == [f"making 0.1 MB in {out}", f"{out}: all 4 episodes are there"]
+    assert capfd.readouterr().out.splitlines() == [f"making 0.2 MB in {out}", f"{out}: all 4 episodes are there"]
 
 
 def test_default_options():
