@@ -317,7 +317,7 @@ def test_the_metric_position_sees_perfect_particles(made):
     sums = measure_predictions(Perfect(), videos, ImageMetrics(()), 6, 2, position=True)
     seen = sum(truth["in_camera"][2:].sum(-1) for truth in truths.values())
     np.testing.assert_array_equal(sums["tracked"].count, seen)
-    assert sums["tracked"].means() == [1] * 4 and max(sums["position_error"].means()) < 1e-3
+    assert sums["whole"].means() == sums["tracked"].means() == [1] * 4 and max(sums["position_error"].means()) < 1e-3
 
 
 def test_plain_obj3d_reads_the_made_frames(made, tmp_path):
