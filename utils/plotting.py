@@ -570,7 +570,7 @@ def _draw_points(images, points, shown, radius, thickness, kp_range, plot_number
         for group in at_one_place([places[k] for k in numbers], 2 * radius):
             x, y = places[numbers[group[0]]]
             text = ",".join(str(numbers[i]) for i in group)
-            _draw_label(canvases[b], text, (x + radius + 1, y - radius - 1), colors[numbers[group[-1]]])
+            _draw_label(canvases[b], text, (x + radius + 1, y - radius - 1))
     return _from_canvases(canvases)
 
 
@@ -617,13 +617,13 @@ def _draw_kept_boxes(images, boxes, scores, iou_thresh, hard_thresh, thickness, 
     return _draw_boxes(images_on_cpu(images), boxes, keep, thickness), kept
 
 
-def _draw_label(canvas, text, corner, color):
-    """Write a text with its lower left corner near (x, y), inside the image, with a black halo."""
+def _draw_label(canvas, text, corner):
+    """Write a text with its lower left corner near (x, y), inside the image, white with a black halo."""
     scale = max(0.35, canvas.shape[0] / 512)
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     x = min(max(corner[0], 1), canvas.shape[1] - width - 1)
     y = min(max(corner[1], height + 1), canvas.shape[0] - 2)
-    for ink, thickness in (((0.0, 0.0, 0.0), 3), (color, 1)):
+    for ink, thickness in (((0.0, 0.0, 0.0), 3), ((1.0, 1.0, 1.0), 1)):
         draw_text(canvas, text, (x, y), scale, ink, thickness)
 
 
