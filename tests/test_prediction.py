@@ -173,7 +173,7 @@ def test_metrics_are_means_over_the_predicted_frames_of_the_test_set(run, balls_
     assert f"position error (pixels): {written['position_error']:.4f}" in output
     assert re.search(rf"^ +{COND} +[\d.]+ +{over_time['psnr'][0]:.4f} ", output, re.MULTILINE)
     image = iio.imread(run.path / "eval" / "metrics_over_time.png")
-    assert image.shape == (400, 2000, 3)
+    assert image.shape == (400, 2500, 3)
 
 
 def test_predictions_are_measured_beside_two_baselines(run, balls_data, capsys):
