@@ -34,7 +34,8 @@ IMAGE_ENDINGS = {
     **{".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP"},
     **{".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"},
 }
-IMAGES = ", ".join(dict.fromkeys(IMAGE_ENDINGS.values()))
+_KINDS = tuple(dict.fromkeys(IMAGE_ENDINGS.values()))
+IMAGES = ", ".join(_KINDS)
 _DOCUMENT_ENDINGS = (".txt", ".md", ".json", ".csv", ".tsv", ".yaml", ".yml", ".xml", ".html", ".pdf")
 _TYPES = MimeTypes()  # the library's own, the same on every machine
 # All of these have been seen to come out of Pillow for damaged files.
@@ -275,7 +276,7 @@ class FrameFolder:
         """The `Shape`, out of the files' heads. Raises UserError unless they are images, all of one size."""
         first = None
         for path in self.files():
-            with _opened(path) as image:
+            with open_image(path) as image:
                 is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
                 size = image.size[::-1] if is_turned else image.size
             first = first or size
@@ -287,27 +288,28 @@ class FrameFolder:
     def frames(self, start, stop=None, seek_points=()) -> Iterator[np.ndarray]:
         """See `VideoFile`."""
         for path in islice(self.files(), start, stop):
-            with _opened(path) as image:
-                if image.format == "PNG":
-                    with Image.open(path) as copy:
-                        copy.verify()  # its checksums, which decoding does not test
+            with open_image(path, whole=True) as image:
                 yield to_rgb(ImageOps.exif_transpose(image))
 
 
 @contextmanager
-def _opened(path):
-    """Pillow's image of a file; what goes wrong with it becomes a UserError."""
+def open_image(path, formats=_KINDS, legal=f"a whole image ({IMAGES})", whole=False):
+    """Pillow's image of a file of one of its `formats`; what goes wrong with it becomes a UserError that says what is
+    `legal`. whole: test a PNG's checksums, which decoding does not."""
     try:
-        with Image.open(path, formats=tuple(set(IMAGE_ENDINGS.values()))) as image:
+        with Image.open(path, formats=formats) as image:
             # A phone's JPEG may have a second picture, a preview.
             if getattr(image, "n_frames", 1) > 1 and image.format not in ("JPEG", "MPO"):
                 raise UserError(f"{path}: holds {image.n_frames} images; legal: one in each file")
+            if whole and image.format == "PNG":
+                with Image.open(path) as copy:
+                    copy.verify()
             yield image
     except UserError:
         raise
     except _PILLOW_ERRORS as error:
-        reason = getattr(error, "strerror", None) or "it is damaged or something else"
-        raise UserError(f"{path}: cannot be read: {reason}; legal: a whole image ({IMAGES})") from error
+        reason = getattr(error, "strerror", None) or "it is empty, damaged or something else"
+        raise UserError(f"{path}: cannot be read: {reason}; legal: {legal}") from error
 
 
 def to_rgb(image):

@@ -748,15 +748,21 @@ def damage(path):
     path.write_bytes(data)
 
 
+UNREADABLE_IMAGE = r"cannot be read: it is empty, damaged or something else; legal: a whole image .*"
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda path: cut(path, 0.5), r"cannot be read: .*; legal: a whole image \(PNG, .*\)"),
         (
             lambda path: path.write_text("hello"),
-            r"cannot be read: it is damaged or something else; legal: a whole image .*",
+            UNREADABLE_IMAGE,
         ),
-        (lambda path: path.write_text(""), r"cannot be read: it is damaged or something else; legal: a whole image .*"),
+        (
+            lambda path: path.write_text(""),
+            UNREADABLE_IMAGE,
+        ),
         (
             lambda path: Image.fromarray(random_frames(1, 0, 9, 8)[0]).save(path),
             r"is of 9 x 8 pixels; legal: 8 x 8, as ROOT/train/video/frame_0.ENDING",
