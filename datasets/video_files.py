@@ -149,7 +149,7 @@ class VideoFile:
         if number == first and time is not None:
             yield from self.frames(start, stop)
         else:
-            raise UserError(f"{self.path}: frame {number} cannot be read; has the file changed? start again")
+            raise _undecodable(self.path, f"frame {number} is damaged, or has changed since the frames were counted")
 
 
 @contextmanager
@@ -289,7 +289,7 @@ class FrameFolder:
         """See `VideoFile`."""
         for path in islice(self.files(), start, stop):
             with open_image(path, whole=True) as image:
-                yield to_rgb(ImageOps.exif_transpose(image))
+                yield to_rgb(ImageOps.exif_transpose(image), path)
 
 
 @contextmanager
@@ -308,15 +308,21 @@ def open_image(path, formats=_KINDS, legal=f"a whole image ({IMAGES})", whole=Fa
     except UserError:
         raise
     except _PILLOW_ERRORS as error:
-        reason = getattr(error, "strerror", None) or "it is empty, damaged or something else"
+        is_bomb = isinstance(error, Image.DecompressionBombError)
+        other = "it has too many pixels" if is_bomb else "it is empty, damaged or something else"
+        reason = getattr(error, "strerror", None) or other
         raise UserError(f"{path}: cannot be read: {reason}; legal: {legal}") from error
 
 
-def to_rgb(image):
-    """Pillow's `image` as uint8 [H, W, 3]: grey in three channels, of 16 bits the upper 8, black for transparent."""
+def to_rgb(image, path):
+    """Pillow's `image` as uint8 [H, W, 3]: grey in three channels, of 16 bits the upper 8, black for transparent.
+    UserError that names the `path` for floats and more bits, whose range nobody knows."""
     if image.mode.startswith("I"):
-        upper = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-        return np.repeat(upper[..., None], 3, axis=-1)
+        values = np.asarray(image).astype(np.int64)
+        if values.min() >= 0 and values.max() < 2**16:
+            return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=-1)
+    if image.mode[0] in "IF":
+        raise UserError(f"{path}: holds floats or 32 bits; legal: 8 or 16 bits per channel")
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
         opaque.alpha_composite(image.convert("RGBA"))

@@ -259,7 +259,7 @@ def test_frames_to_the_end_are_decoded_one_by_one(root):
     cut(cut_file, 0.6)
     frames = VideoFile(cut_file).frames(0)
     np.testing.assert_array_equal([next(frames) for _ in range(10)], random_frames(40)[:10])
-    with pytest.raises(UserError, match=r"b\.mp4: frame 2\d cannot be read"):
+    with pytest.raises(UserError, match=r"b\.mp4: cannot be decoded: frame 2\d is damaged"):
         list(frames)
 
 
@@ -782,6 +782,21 @@ def test_damaged_frames_are_named(root, ending, spoil, message):
     assert re.fullmatch(re.escape(f"{path}: ") + message, str(error.value))
 
 
+@pytest.mark.parametrize("values", [np.linspace(0, 1, 64, dtype=np.float32), np.arange(64, dtype=np.int32) << 20])
+def test_an_image_of_unknown_range_is_named(root, values):
+    root.mkdir(parents=True)
+    Image.fromarray(values.reshape(8, 8)).save(root / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif: holds floats or 32 bits; legal: 8 or 16 bits per channel$"):
+        list(FrameFolder(root, ("a.tif",)).frames(0))
+
+
+def test_an_image_of_too_many_pixels_is_named(root):
+    root.mkdir(parents=True)
+    Image.new("1", (20_000, 20_000)).save(root / "a.png")
+    with pytest.raises(UserError, match=r"a\.png: cannot be read: it has too many pixels; legal: a whole image"):
+        list(FrameFolder(root, ("a.png",)).frames(0))
+
+
 def test_a_frame_with_a_wrong_checksum_is_named(root):
     write_parts(root)
     damage(root / "train" / "video" / "frame_3.png")
@@ -897,7 +912,7 @@ def test_a_file_that_is_replaced_meanwhile_is_named(root):
     write_file(root / "train" / "a.avi", random_frames(9))
     dataset = VideoFolderVideos(root, "train", 8, 4, cache=False)
     write_file(root / "train" / "a.avi", random_frames(3))
-    with pytest.raises(UserError, match=r"a\.avi: frame 3 cannot be read; has the file changed\? start again$"):
+    with pytest.raises(UserError, match=r"a\.avi: cannot be decoded: frame 3 is damaged, or has changed since .*"):
         dataset[0]
 
 
