@@ -213,12 +213,25 @@ class ParticleModel(nn.Module):
 
         z: [B, K, 2]; z_features: [B, K, d]; z_bg: [B, d_bg]; obj_on: [B, K]; z_depth: [B, K, 1] (default: all
         equal); z_scale: [B, K, 2] logits (default: the anchors' scale). Returns a dict of `rec`, `bg`,
-        `dec_objects_trans` (the foreground), `dec_objects` (decoded glimpses) and `alpha_masks`.
+        `dec_objects_trans` (the foreground), `dec_objects` (decoded glimpses) and `alpha_masks`. Raises `ValueError`
+        for arguments of other shapes.
         """
+        if z.dim() != 3 or z.shape[-1] != 2:
+            raise ValueError(f"z of shape {list(z.shape)}; legal: [B, K, 2]")
         if z_depth is None:
             z_depth = torch.zeros_like(z[..., :1])
         if z_scale is None:
             z_scale = torch.full_like(z, self.architecture.glimpse_size / self.architecture.image_size).logit()
+        B, K, _ = z.shape
+        for name, value, *legal in (
+            ("z_features", z_features, B, K, self.architecture.learned_feature_dim),
+            ("z_bg", z_bg, B, self.architecture.bg_feature_dim),
+            ("obj_on", obj_on, B, K),
+            ("z_depth", z_depth, B, K, 1),
+            ("z_scale", z_scale, B, K, 2),
+        ):
+            if list(value.shape) != legal:
+                raise ValueError(f"{name} of shape {list(value.shape)}; legal: {legal}")
         decoding = self._decode(Particles(z, z_scale, z_depth, obj_on, z_features, z_bg), noisy)
         return {
             "rec": decoding.rec,
@@ -937,6 +950,8 @@ class DiffuseDDLP(nn.Module):
         if sampler is None:
             sampler, steps = self.config.sampler, self.config.sampling_steps if steps is None else steps
         steps = sampling_steps(sampler, steps, self.diffusion.num_timesteps)
+        if seed is not None and not 0 <= seed < 2**64:  # torch would wrap others around
+            raise ValueError(f"seed is {seed}; legal: 0 to {2**64 - 1}, or None")
         with _seeded(seed, self.mask.device):
             tokens = self.diffusion.sample(n, sampler=sampler, steps=steps, progress=progress)
             particles = self.particles_of(tokens)

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from datasets.examples import read_clip
 from datasets.get_dataset import first_frames, image_dataset, video_dataset
 from eval.eval_model import check_horizon
+from models import ObjectDynamicsDLP
 from modules.particles import VISIBLE, Particles
 from rundir.edits import EDITS, EditFile, apply_edits, constraint, edit_form, parse_edit
 from rundir.prediction import add_prediction_arguments, open_prediction, particle_config
@@ -66,6 +67,8 @@ def what_if(model, video, edits, horizon=60, cond_steps=None, deterministic=True
     the model's T) are seen; horizon: frames in all. Returns a `Comparison` of `horizon` frames. With `deterministic`
     False both predictions are made of the same random draws.
     """
+    if not isinstance(model, ObjectDynamicsDLP):
+        raise TypeError(f"a model of type {type(model).__name__}; legal: an ObjectDynamicsDLP (DDLP), which predicts")
     if video.dim() != 4:
         raise ValueError(f"a video of shape {list(video.shape)}; legal: one video [F, 3, H, W]")
     cond_steps = model.timestep_horizon if cond_steps is None else cond_steps

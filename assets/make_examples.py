@@ -13,31 +13,31 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datasets.examples import write_example
 from datasets.get_dataset import first_frames, get_video_dataset
 from datasets.shapes_ds import ShapesDataset
-from utils.errors import run_command
+from utils.errors import UserError, run_command
 
 ASSETS = Path(__file__).resolve().parent
-COUNT, FRAMES = 10, 60
+COUNT, FRAMES, IMAGE_SIZE = 10, 60, 64
 VIDEOS = ("balls", "obj3d_like")
 
 
-def write_shapes(root):
-    """The first images of the test set; a shape's position is the middle of its box."""
+def shapes(root):
+    """The first images of the test set; a shape's position is the middle of its box. Yields `write_example`'s
+    arguments."""
     dataset = ShapesDataset(root, "test")
     for index in range(COUNT):
         centres, radii = dataset.circles(index)
-        present = torch.ones(1, len(radii), dtype=torch.bool)
-        write_example(ASSETS / "shapes" / str(index), dataset[index][0][None], centres[None], radii[None], present)
+        yield dataset[index][0][None], centres[None], radii[None], torch.ones(1, len(radii), dtype=torch.bool)
 
 
-def write_videos(name, root):
-    """The beginnings of the test set's first videos."""
-    videos = get_video_dataset(name, root, FRAMES, "test", 64)
+def videos(name, root):
+    """The beginnings of the test set's first videos, as `shapes`."""
+    dataset = get_video_dataset(name, root, FRAMES, "test", IMAGE_SIZE)
+    if len(dataset) < COUNT:
+        raise UserError(f"{root}: has {len(dataset)} videos to test with; legal: at least {COUNT}")
     for index in range(COUNT):
-        frames, positions, sizes, _, in_camera = first_frames(videos[index], FRAMES)
+        frames, positions, sizes, _, in_camera = first_frames(dataset[index], FRAMES)
         objects = in_camera.any(0)
-        write_example(
-            ASSETS / name / str(index), frames, positions[:, objects], sizes[:, objects], in_camera[:, objects]
-        )
+        yield frames, positions[:, objects], sizes[:, objects], in_camera[:, objects]
 
 
 def main(arguments=None):
@@ -48,9 +48,12 @@ def main(arguments=None):
     for name in args.names:
         if name not in ("shapes", *VIDEOS):
             parser.error(f"{name} has no examples; legal: shapes, {', '.join(VIDEOS)}")
-        shutil.rmtree(ASSETS / name, ignore_errors=True)
+    for name in args.names:
         root = Path(args.data) / name
-        write_shapes(root) if name == "shapes" else write_videos(name, root)
+        examples = list(shapes(root) if name == "shapes" else videos(name, root))  # before the old ones are deleted
+        shutil.rmtree(ASSETS / name, ignore_errors=True)
+        for index, example in enumerate(examples):
+            write_example(ASSETS / name / str(index), *example)
 
 
 if __name__ == "__main__":

@@ -49,11 +49,7 @@ class _Episodes(FrameSource):
 
     def read(self, episode, start, stop):
         """See `FrameSource`."""
-        try:
-            return self._array("imgs")[episode, start:stop]
-        except OSError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{self._path}: episode {episode} cannot be read: {reason}") from error
+        return self._read("imgs", episode, start, stop)
 
     def files(self):
         """See `FrameSource`."""
@@ -64,7 +60,14 @@ class _Episodes(FrameSource):
         none."""
         if name not in self._names:
             return torch.empty(0)
-        return torch.from_numpy(self._array(name)[episode, start:stop].astype(_ANNOTATIONS[name]))
+        return torch.from_numpy(self._read(name, episode, start, stop).astype(_ANNOTATIONS[name]))
+
+    def _read(self, name, episode, start, stop):
+        try:
+            return self._array(name)[episode, start:stop]
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self._path}: {name} of episode {episode} cannot be read: {reason}") from error
 
     def __getstate__(self):
         # A pickled memory map is a copy of its content; a spawned worker opens the file itself.

@@ -2,22 +2,17 @@
 
 import hashlib
 import os
-import struct
-import zlib
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 
+from datasets.video_files import open_image
 from utils.errors import UserError
 from utils.files import is_clutter, is_special_file
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey and alpha", 6: "RGBA"}
-_LEGAL_PNG = "a whole square PNG, RGB or RGBA, 8 bits per channel"
+_LEGAL_PNG = "a whole square PNG, RGB or RGBA"
 
 
 class FrameSource:
@@ -198,47 +193,13 @@ def resized(frame, image_size):
 
 
 def read_png(path):
-    """The image in a PNG file without its alpha: uint8 [H, H, 3], RGB.
+    """The image in a PNG file without its alpha: uint8 [H, H, 3], RGB, of 16 bits the upper 8.
 
-    Every checksum in the file is tested. Raises UserError unless it is a whole square PNG, RGB or RGBA, with 8 bits per
-    channel.
+    Every checksum in the file is tested. Raises UserError unless it is a whole square PNG, RGB or RGBA.
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; legal: {_LEGAL_PNG}") from error
-    fault, image = _png_fault(data), None
-    if fault is None:
-        with suppress(cv2.error):
-            # Unchanged rather than as a colour image: nothing is rotated or blended.
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise UserError(f"{path}: {fault or 'cannot be decoded'}; legal: {_LEGAL_PNG}")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGB)
-
-
-def _png_fault(data):
-    """What is wrong with the bytes of a PNG file, None if nothing is; its pixels are not looked at."""
-    if not data.startswith(_PNG_SIGNATURE):
-        return "is not a PNG file" if data else "is empty"
-    position, kind = len(_PNG_SIGNATURE), b""
-    while kind != b"IEND":
-        if len(data) < position + 12:
-            return "is cut short"
-        length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 12 + length
-        if len(data) < end:
-            return "is cut short"
-        checksum = zlib.crc32(memoryview(data)[position + 4 : end - 4])
-        if struct.unpack_from(">I", data, end - 4) != (checksum,):
-            return "is damaged"
-        position = end
-    if data[12:16] != b"IHDR":
-        return "is damaged"
-    width, height, bits, colours = struct.unpack_from(">IIBB", data, 16)
-    if width != height:
-        return f"is of {width} x {height} pixels"
-    if bits != 8 or colours not in (2, 6):
-        return f"is {_PNG_COLOURS.get(colours, 'unknown colours')} of {bits} bits"
-    return None
+    with open_image(path, ("PNG",), _LEGAL_PNG, whole=True) as image:
+        if image.mode not in ("RGB", "RGBA"):
+            raise UserError(f"{path}: is of Pillow's mode {image.mode}; legal: {_LEGAL_PNG}")
+        if image.width != image.height:
+            raise UserError(f"{path}: is of {image.width} x {image.height} pixels; legal: {_LEGAL_PNG}")
+        return np.array(image.convert("RGB"))

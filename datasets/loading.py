@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 
 from utils.errors import UserError
 
+_SIGBUS = getattr(signal, "SIGBUS", None)  # Windows has none
+
 
 class Loader(DataLoader):
     """A `DataLoader` that raises `UserError` for what ends its processes and for a `UserError` in them.
@@ -20,6 +22,9 @@ class Loader(DataLoader):
     Ctrl-C in a terminal and the signals of batch systems go to every process. Those that load data do not take them:
     they end with the process that they load for, which may have something to save first.
     """
+
+    def check_worker_number_rationality(self):
+        """No warning of more processes than cores: they wait for disks, too."""
 
     def __iter__(self):
         try:
@@ -35,7 +40,7 @@ class Loader(DataLoader):
         try:
             yield from batches
         except (RuntimeError, OSError, UserError) as error:
-            raise _explained(error) from error
+            raise _explained(error, workers) from error
         finally:
             if workers:
                 batches._shutdown_workers()
@@ -80,13 +85,17 @@ def _signals_held_back(loader):
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _explained(error):
-    """The error of an iteration as a `UserError` of one line, if it is known; else itself."""
+def _explained(error, workers=()):
+    """The error of an iteration as a `UserError` of one line, if it is known; else itself. workers: the processes."""
     text = str(error)
     if isinstance(error, UserError):
         # PyTorch hands on an error in a process that loads data as that process's traceback, which ends in its text.
         return UserError(text.rstrip().rpartition(f"{UserError.__name__}: ")[2])
-    if re.search(r"Bus error|shared memory|unable to \w+ .*torch_", text):
+    if "Bus error" in text or any(_SIGBUS and worker.exitcode == -_SIGBUS for worker in workers):
+        return _no_shared_memory(
+            "; or, where there is room, a file of data was cut short: start again with whole files"
+        )
+    if re.search(r"shared memory|unable to \w+ .*torch_", text):
         return _no_shared_memory()
     if "Too many open files" in text or "ancdata" in text:
         return UserError(
@@ -104,8 +113,8 @@ def _explained(error):
     return error
 
 
-def _no_shared_memory():
+def _no_shared_memory(hint=""):
     return UserError(
         "there is no room in shared memory (/dev/shm), through which processes hand on the data that they load; legal:"
-        " more of it (docker run --shm-size=8g), fewer num_workers, or 0, which needs none"
+        " more of it (docker run --shm-size=8g), fewer num_workers, or 0, which needs none" + hint
     )

@@ -2,7 +2,7 @@
 
 Whatever it lies in, a video has a `probe`, which counts its frames by decoding them and refuses what is damaged, and
 `frames`, which decodes. Frames come one after another as they are stored: where a video's rate varies, none is doubled
-or left out. Only an animated GIF's frames last as long as it says, in units of its shortest.
+or left out. Only an animated GIF's frames last as long as it says, in units of its shortest, up to 100.
 """
 
 import os
@@ -34,7 +34,8 @@ IMAGE_ENDINGS = {
     **{".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP"},
     **{".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"},
 }
-IMAGES = ", ".join(dict.fromkeys(IMAGE_ENDINGS.values()))
+_KINDS = tuple(dict.fromkeys(IMAGE_ENDINGS.values()))
+IMAGES = ", ".join(_KINDS)
 _DOCUMENT_ENDINGS = (".txt", ".md", ".json", ".csv", ".tsv", ".yaml", ".yml", ".xml", ".html", ".pdf")
 _TYPES = MimeTypes()  # the library's own, the same on every machine
 # All of these have been seen to come out of Pillow for damaged files.
@@ -52,6 +53,7 @@ _PILLOW_ERRORS = (
 _UNKNOWN_SIZE = 2**32 - 1  # of an AVI that was written to a pipe
 _SEEK_DISTANCE = 16  # frames from one seek point to the next, at least
 _GIF_DURATION = 10  # hundredths of a second, in browsers, of what is shorter than 2
+_GIF_COPIES = 100  # of a frame at most: a picture that is left standing for minutes would become most of the video
 _INTRA = 1  # the type of a picture that is decoded without others
 _WIDE_COLOURS = 9, 10  # BT.2020, in which HDR is stored
 _UNKNOWN = 2  # colours or transfer
@@ -119,7 +121,7 @@ class VideoFile:
                     "is in the colours of HDR (BT.2020), but names no transfer curve; it is taken as of standard range,"
                     " as players do",
                 )
-            length = sum(islice(_copies(self.path, container), len(times)))
+            length = sum(islice(_copies(self.path, container, warns=True), len(times)))
         is_ordered = None not in times and all(a < b for a, b in pairwise(times))
         return Shape(length, *size, tuple(points[1:]) if is_ordered else ())
 
@@ -147,7 +149,7 @@ class VideoFile:
         if number == first and time is not None:
             yield from self.frames(start, stop)
         else:
-            raise UserError(f"{self.path}: frame {number} cannot be read; has the file changed? start again")
+            raise _undecodable(self.path, f"frame {number} is damaged, or has changed since the frames were counted")
 
 
 @contextmanager
@@ -188,14 +190,19 @@ def _decoded(container, stream):
                 yield None
 
 
-def _copies(path, container):
-    """How many times each frame is shown: once, but those of a GIF in units of its shortest duration."""
+def _copies(path, container, warns=False):
+    """How many times each frame is shown: once, but those of a GIF in units of its shortest duration, and no more often
+    than `_GIF_COPIES`. warns: whether a warning says so."""
     if container.format.name != "gif":
         return repeat(1)
     with _opened_video(path) as (gif, stream):
         durations = [packet.duration or 0 for packet in gif.demux(stream) if packet.size]
     durations = [_GIF_DURATION if duration < 2 else duration for duration in durations]
-    return [round(duration / min(durations)) for duration in durations]
+    copies = [round(duration / min(durations)) for duration in durations]
+    if warns and max(copies) > _GIF_COPIES:
+        longest = f"frame {copies.index(max(copies))} lasts {max(copies)} times as long as the shortest"
+        _warn(path, f"{longest}; it is taken as one that lasts {_GIF_COPIES} times as long")
+    return [min(count, _GIF_COPIES) for count in copies]
 
 
 def _one_line(message):
@@ -269,7 +276,7 @@ class FrameFolder:
         """The `Shape`, out of the files' heads. Raises UserError unless they are images, all of one size."""
         first = None
         for path in self.files():
-            with _opened(path) as image:
+            with open_image(path) as image:
                 is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
                 size = image.size[::-1] if is_turned else image.size
             first = first or size
@@ -281,34 +288,41 @@ class FrameFolder:
     def frames(self, start, stop=None, seek_points=()) -> Iterator[np.ndarray]:
         """See `VideoFile`."""
         for path in islice(self.files(), start, stop):
-            with _opened(path) as image:
-                if image.format == "PNG":
-                    with Image.open(path) as copy:
-                        copy.verify()  # its checksums, which decoding does not test
-                yield to_rgb(ImageOps.exif_transpose(image))
+            with open_image(path, whole=True) as image:
+                yield to_rgb(ImageOps.exif_transpose(image), path)
 
 
 @contextmanager
-def _opened(path):
-    """Pillow's image of a file; what goes wrong with it becomes a UserError."""
+def open_image(path, formats=_KINDS, legal=f"a whole image ({IMAGES})", whole=False):
+    """Pillow's image of a file of one of its `formats`; what goes wrong with it becomes a UserError that says what is
+    `legal`. whole: test a PNG's checksums, which decoding does not."""
     try:
-        with Image.open(path, formats=tuple(set(IMAGE_ENDINGS.values()))) as image:
+        with Image.open(path, formats=formats) as image:
             # A phone's JPEG may have a second picture, a preview.
             if getattr(image, "n_frames", 1) > 1 and image.format not in ("JPEG", "MPO"):
                 raise UserError(f"{path}: holds {image.n_frames} images; legal: one in each file")
+            if whole and image.format == "PNG":
+                with Image.open(path) as copy:
+                    copy.verify()
             yield image
     except UserError:
         raise
     except _PILLOW_ERRORS as error:
-        reason = getattr(error, "strerror", None) or "it is damaged or something else"
-        raise UserError(f"{path}: cannot be read: {reason}; legal: a whole image ({IMAGES})") from error
+        is_bomb = isinstance(error, Image.DecompressionBombError)
+        other = "it has too many pixels" if is_bomb else "it is empty, damaged or something else"
+        reason = getattr(error, "strerror", None) or other
+        raise UserError(f"{path}: cannot be read: {reason}; legal: {legal}") from error
 
 
-def to_rgb(image):
-    """Pillow's `image` as uint8 [H, W, 3]: grey in three channels, of 16 bits the upper 8, black for transparent."""
+def to_rgb(image, path):
+    """Pillow's `image` as uint8 [H, W, 3]: grey in three channels, of 16 bits the upper 8, black for transparent.
+    UserError that names the `path` for floats and more bits, whose range nobody knows."""
     if image.mode.startswith("I"):
-        upper = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-        return np.repeat(upper[..., None], 3, axis=-1)
+        values = np.asarray(image).astype(np.int64)
+        if values.min() >= 0 and values.max() < 2**16:
+            return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=-1)
+    if image.mode[0] in "IF":
+        raise UserError(f"{path}: holds floats or 32 bits; legal: 8 or 16 bits per channel")
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
         opaque.alpha_composite(image.convert("RGBA"))

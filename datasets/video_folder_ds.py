@@ -8,7 +8,7 @@ range, decides: below 0.1 it is in test, below 0.2 in val, and else in train. Bu
 each, and otherwise at most a fifth of all: the smallest fractions are in test, the next ones in val. So a video stays
 where it is when others are added, but for the few of a small folder. At least three videos are needed.
 
-A video is an .mp4, .avi, .gif, .mov, .mkv or .webm file, or a folder whose images (PNG, JPEG, ...), in the order of
+A video is a file that libav decodes (`VIDEO_ENDINGS`), or a folder whose images (PNG, JPEG, ...), in the order of
 their names, are its frames. The largest square in the middle of a frame is resized to the image size (antialiased).
 Hidden files and documents (.txt, .json, ...) are left alone; anything else that is no video is an error, and so is a
 video that is damaged or shorter than a window or horizon.

@@ -6,6 +6,7 @@ import math
 from editor.pictures import byte_colors, hex_color
 from editor.screen import Screen
 from modules.particles import VISIBLE
+from utils.plotting import at_one_place
 
 RADIUS = 7  # of a particle's dot, and all below in units of `unit` pixels
 REACH = 12  # within which a press hits a particle
@@ -88,21 +89,9 @@ class ParticleCanvas(Screen):
                 half = tuple(side * self._frame()[0] / 2 for side in sides[k])
                 yield f"box-{k}", (self._draw_box, points[k], half, colors[k])
             yield f"dot-{k}", (self._draw_dot, points[k], colors[k], visible[k], is_selected)
-        for group in self._groups(points):
+        for group in at_one_place(points, SAME_PLACE * self.unit):
             text = ",".join(map(str, group))
             yield f"label-{group[0]}", (self._draw_label, points[group[0]], text)
-
-    def _groups(self, points):
-        """The particles at one place together, which share a label."""
-        groups, reach = [], SAME_PLACE * self.unit
-        for k, (x, y) in enumerate(points):
-            for group in groups:
-                if abs(points[group[0]][0] - x) < reach and abs(points[group[0]][1] - y) < reach:
-                    group.append(k)
-                    break
-            else:
-                groups.append([k])
-        return groups
 
     def _draw_message(self, tag, text, size):
         options = {"fill": "white", "width": 0.9 * size[0], "justify": "center", "tags": ("message", tag)}

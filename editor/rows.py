@@ -21,10 +21,11 @@ class Row(ttk.Frame):
         return label
 
     def add_box(self, text, width, chosen):
-        """A box of names; chosen(name) is called for the one that is chosen."""
+        """A box of names, at least so many letters wide; chosen(name) is called for the one that is chosen."""
         self.add_label(text)
         box = ttk.Combobox(self, state="readonly", width=width)
-        box.pack(side="left", padx=(round(3 * self.unit), round(10 * self.unit)))
+        # It takes what room there is: in a small window the buttons after it must not be cut off.
+        box.pack(side="left", fill="x", expand=True, padx=(round(3 * self.unit), round(10 * self.unit)))
 
         def choose(event):
             self.window.canvas.focus_set()
@@ -55,8 +56,8 @@ class SourceRow(Row):
     def __init__(self, parent, window):
         super().__init__(parent, window)
         documents = window.documents
-        self.model_box = self.add_box("Model", 22, documents.choose_model)
-        self.example_box = self.add_box("Example", 16, documents.choose_example)
+        self.model_box = self.add_box("Model", 12, documents.choose_model)
+        self.example_box = self.add_box("Example", 10, documents.choose_example)
         self.generate_button = self.add_button("Generate", documents.generate, "Sample the first frames anew")
         self.add_label("seed")
         self.seed_box = ttk.Spinbox(self, from_=0, to=2**32 - 1, width=6)

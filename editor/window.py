@@ -66,9 +66,9 @@ class EditorWindow(ThemedTk):
         self.times, self.buttons, self.status = TimeRow(self, self), ButtonRow(self, self), StatusRow(self, self)
         self.source.grid(row=0, column=0, columnspan=2, sticky="ew", padx=pad, pady=pad)
         self.canvas.grid(row=1, column=0, sticky="nsew", padx=(pad, 0))
-        self.panel.grid(row=1, column=1, rowspan=3, sticky="ns")
+        self.panel.grid(row=1, column=1, rowspan=2, sticky="ns")
         self.times.grid(row=2, column=0, sticky="ew", padx=pad, pady=(pad // 2, 0))
-        self.buttons.grid(row=3, column=0, sticky="ew", padx=pad, pady=(pad // 2, 0))
+        self.buttons.grid(row=3, column=0, columnspan=2, sticky="ew", padx=pad, pady=(pad // 2, 0))
         self.status.grid(row=4, column=0, columnspan=2, sticky="ew", padx=pad, pady=pad)
         screen = self.winfo_screenwidth(), self.winfo_screenheight()
         size, smallest = (

@@ -16,7 +16,7 @@ from datasets.episodes import scaled
 from datasets.get_dataset import image_dataset, shard_loader, spread, video_dataset
 from eval.eval_model import check_horizon
 from eval.image_metrics import ImageMetrics
-from eval.tracking import detection_quality, pixel_positions, tracking_quality
+from eval.tracking import detection_quality, pixel_positions, tracking_quality, wholeness
 from modules.particles import VISIBLE, Particles
 from rundir.prediction import add_prediction_arguments, open_data, open_prediction, open_run
 from utils.device import device_of
@@ -25,13 +25,15 @@ from utils.files import make_folder, write_json
 from utils.plotting import horizon_graph, save_image
 from utils.progress import progress_bar
 
-POSITION = "position"  # the name of what `eval.tracking` measures
+POSITION = "position"  # the name of what `eval.tracking` measures, of predictions these
+TRACKING = ("position_error", "tracked", "whole")
 LABELS = {
     "lpips": "LPIPS",
     "ssim": "SSIM",
     "psnr": "PSNR (dB)",
     "position_error": "position error (pixels)",
     "tracked": "share of objects tracked",
+    "whole": "share of objects whole",
     "found": "share of objects found",
     "visible_per_object": "visible particles per object",
 }
@@ -186,12 +188,12 @@ def measure_predictions(
 
     videos: a data set of videos; images: the `ImageMetrics`, on the model's device; position: whether to measure how
     well objects are tracked, too; deterministic: PINT's means instead of samples. Returns name to `OverTime`: the image
-    metrics', and with `position` `position_error` (pixels) and `tracked` (see `eval.tracking.tracking_quality`); with
+    metrics', and with `position` `position_error` (pixels), `tracked` and `whole` (see `eval.tracking`); with
     `baselines` each of them also for the `BASELINES`, under its name with their ends.
     """
     check_horizon(horizon, cond_steps)
     model = (model.module if hasattr(model, "module") else model).eval()
-    names = [*images.modules, *(("position_error", "tracked") if position else ())]
+    names = [*images.modules, *(TRACKING if position else ())]
     ends = ("", *BASELINES) if baselines else ("",)
     over_time = {name + end: OverTime.empty(horizon - cond_steps, images.device) for end in ends for name in names}
     loader = shard_loader(videos, batch_size, num_workers, accelerator, horizon)
@@ -209,7 +211,7 @@ def measure_predictions(
             for name, value in images(video[:, later].flatten(0, 1), x[:, later].flatten(0, 1)).items():
                 over_time[name + end].add(value.unflatten(0, (len(x), -1)).T)
             for errors in _tracking(batch, particles, cond_steps) if position else ():
-                for name, value in zip(("position_error", "tracked"), errors, strict=True):
+                for name, value in zip(TRACKING, errors, strict=True):
                     over_time[name + end].add(value)
     return {name: sums.reduced(accelerator) for name, sums in over_time.items()}
 
@@ -246,12 +248,13 @@ def prediction_videos(config, mode, horizon):
 
 
 def _tracking(batch, particles, cond_steps):
-    """`tracking_quality` of each video. batch: what a video data set's items collate to."""
+    """The values of `TRACKING` of each video. batch: what a video data set's items collate to."""
     positions, sizes, in_view = _truth(batch)
-    points = pixel_positions(particles["z_pos"], batch[0].shape[-1]).cpu()
+    image_size = batch[0].shape[-1]
+    points = pixel_positions(particles["z_pos"], image_size).cpu()
     visible = (particles["z_obj_on"] > VISIBLE).cpu()
-    for b in range(len(points)):
-        yield tracking_quality(points[b], visible[b], positions[b], in_view[b], sizes[b], cond_steps)
+    for video in zip(points, visible, positions, in_view, sizes, strict=True):
+        yield *tracking_quality(*video, cond_steps), wholeness(*video, cond_steps, image_size)
 
 
 def _detection(batch, output, image_size):
@@ -303,17 +306,22 @@ def table(over_time, cond_steps):
 def main(arguments=None):
     args = parse_arguments(arguments)
     run = open_run(args)
-    images = ImageMetrics([name for name in args.metrics if name != POSITION], device_of(args))
-    (measure_dlp if run.kind == "dlp" else measure_ddlp)(args, run, images)
+    (measure_dlp if run.kind == "dlp" else measure_ddlp)(args, run)
 
 
-def measure_dlp(args, run, images):
+def image_metrics(args):
+    """The `ImageMetrics` asked for; opened after the data, as their weights may have to be downloaded."""
+    return ImageMetrics([name for name in args.metrics if name != POSITION], device_of(args))
+
+
+def measure_dlp(args, run):
     """Measure the reconstructions of a run of DLPv2, print and write the result."""
     config, mode = open_data(args, run)
     dataset = image_dataset(config, mode, as_uint8=True)
     position = POSITION in args.metrics
     if position and hasattr(dataset, "annotated"):
         dataset = dataset.annotated()
+    images = image_metrics(args)
     model = run.load_model(args.checkpoint, args.use_last, images.device)
     means = measure_reconstructions(model, dataset, images, args.batch_size, config.num_workers, position=position)
     folder = make_folder(run.path / "eval")
@@ -324,13 +332,14 @@ def measure_dlp(args, run, images):
     print(f"written to {folder}")
 
 
-def measure_ddlp(args, run, images):
+def measure_ddlp(args, run):
     """Measure the predictions of a run of DDLP beside the baselines', print, draw and write the result."""
     request = open_prediction(args, horizon=50)
+    videos = prediction_videos(request.config, request.mode, request.horizon)
     over_time = measure_predictions(
         request.model,
-        prediction_videos(request.config, request.mode, request.horizon),
-        images,
+        videos,
+        image_metrics(args),
         request.horizon,
         request.cond_steps,
         POSITION in args.metrics,

@@ -47,6 +47,30 @@ def tracking_quality(points, visible, truth, present, radii, cond_steps):
     return _quality(chosen, points[later], visible[later], truth[later], present[later], radii[later])
 
 
+def wholeness(points, visible, truth, present, radii, cond_steps, image_size):
+    """Whether each object is still one thing in the frames after the first `cond_steps`: it has not left, vanished or
+    split.
+
+    image_size: side of the picture, pixels; the others as of `tracking_quality`. The particles of an object are those
+    that are visible within its radius in the last frame that is seen, each the nearest object's. Returns a float tensor
+    [F - cond_steps, n]: 1 as long as, in this frame and in all before it, one of them is visible, the mean of the
+    visible ones lies in the picture and none of these is farther from the mean than the radius. NaN where the object
+    is not in view.
+    """
+    points, visible, truth, present, radii = (x.detach().cpu() for x in (points, visible, truth, present, radii))
+    last, later = cond_steps - 1, slice(cond_steps, None)
+    distance = (points[last, :, None] - truth[last]).norm(dim=-1).where(present[last], torch.inf)  # [K, n]
+    nearest = distance.argmin(-1, keepdim=True) == torch.arange(truth.shape[1])
+    belongs = nearest & (distance < radii[last]) & visible[last, :, None]
+    drawn = belongs & visible[later, :, None]  # [F - cond_steps, K, n]
+    count = drawn.sum(1)
+    mean = torch.einsum("fkn,fkd->fnd", drawn.to(points), points[later]) / count.clamp(min=1)[..., None]
+    spread = (points[later, :, None] - mean[:, None]).norm(dim=-1).where(drawn, 0).amax(1)
+    inside = ((mean >= 0) & (mean <= image_size)).all(-1)
+    whole = ((count > 0) & inside & (spread <= radii[later])).cummin(0).values
+    return whole.float().where(present[later], torch.nan)
+
+
 def detection_quality(points, visible, truth, present, radii):
     """How well the particles of single images find their objects: (position error, found, visible per object).
 

@@ -127,8 +127,10 @@ def correlation_maps(glimpses, previous):
 
     glimpses, previous: [N, C, g, g], g even; clamped to 0..1. Returns [N, 1, g, g], each map scaled to 0..1.
     """
-    g = glimpses.shape[-1]
-    glimpses, previous = glimpses.clamp(0, 1), previous.clamp(0, 1)
+    dtype, g = glimpses.dtype, glimpses.shape[-1]
+    # The FFT knows no half precision, and the batch's energy exceeds float16.
+    precise = torch.promote_types(dtype, torch.float32)
+    glimpses, previous = (x.to(precise).clamp(0, 1) for x in (glimpses, previous))
     # Of the full map over a glimpse padded by g, only its middle g x g is kept: this padding gives just that.
     padded = F.pad(glimpses, (g // 2 - 1, g // 2, g // 2 - 1, g // 2), mode="replicate")
     correlation = _correlate(padded, previous)
@@ -139,7 +141,7 @@ def correlation_maps(glimpses, previous):
     norm = torch.sqrt(previous.square().sum() * energy + 1e-10) + 1e-5
     correlation = correlation / norm
     low, high = correlation.amin((-2, -1), keepdim=True), correlation.amax((-2, -1), keepdim=True)
-    return (correlation - low) / (high - low + 1e-5)
+    return ((correlation - low) / (high - low + 1e-5)).to(dtype)
 
 
 def _correlate(x, kernel):

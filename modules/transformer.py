@@ -42,11 +42,12 @@ def attend(q, k, v, bias=None, dropout=0.0):
         bias = None if bias is None else bias.unsqueeze(0)  # a CPU's fast kernel takes four dimensions alone
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
     # A CPU has no kernel for these, and torch's composite of single operations goes more often through the weights.
+    dtype = v.dtype
     with torch.autocast("cpu", enabled=False):
         q, k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         weights = (logits if bias is None else logits.add_(bias)).softmax(-1)
-        return (weights * dropout_mask(weights, dropout) if dropout else weights) @ v
+        return ((weights * dropout_mask(weights, dropout) if dropout else weights) @ v).to(dtype)
 
 
 class Attention(nn.Module):

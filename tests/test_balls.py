@@ -775,3 +775,20 @@ def test_a_damaged_file_is_refused(tmp_path, kind):
     with pytest.raises(UserError, match=message) as error:
         BallsVideos(tmp_path, "train", 6, 3)
     assert str(error.value).startswith(str(path)) and not re.search("\n|delete", str(error.value))
+
+
+@pytest.mark.parametrize("name", ["imgs", "positions"])
+def test_what_is_damaged_within_a_compressed_array_is_named(tmp_path, name):
+    path = random_files(tmp_path) / "train.hdf5"
+    with h5py.File(path, "r+") as file:
+        values = file[name][:]
+        del file[name]
+        array = file.create_dataset(name, data=values, chunks=(1, *values.shape[1:]), fletcher32=True)
+        place = array.id.get_chunk_info(1).byte_offset
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    videos = BallsVideos(tmp_path, "train", 6, 7, cache=False)
+    assert len(videos[0][0]) == 7
+    with pytest.raises(UserError, match=rf"train\.hdf5: {name} of episode 1 cannot be read: "):
+        videos[1]

@@ -45,11 +45,19 @@ def test_the_run_directory_holds_what_training_promises(trained):
     }
     animations = {f"figures/e{epoch}_traj_anim_{i}.gif" for epoch in (0, 1) for i in range(3)}  # val_size 3
     saves = {f"saves/{name}" for name in ("balls_ddlp.pth", "balls_ddlp_best.pth", "training_state.pt")}
-    others = {"hparams.json", "log.txt", "metrics.jsonl", "last_val_image_metrics.json", "figures/balls_ddlp_graph.jpg"}
-    assert names == figures | animations | saves | others
+    others = {".lock", "hparams.json", "log.txt", "metrics.jsonl", "last_val_image_metrics.json"}
+    assert names == figures | animations | saves | others | {"figures/balls_ddlp_graph.jpg"}
     assert trained.kind == "ddlp" and isinstance(trained.load_model(), ObjectDynamicsDLP)
     with Image.open(trained.figures / "e1_traj_anim_0.gif") as gif:
         assert gif.info["duration"] == 60 and gif.n_frames == SMALL["animation_horizon"]
+
+
+def test_the_data_is_looked_for_before_weights_are_downloaded(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_: pytest.fail("a download"))
+    changes = {"recon_loss_type": "vgg", "eval_im_metrics": True, "metrics": ["lpips"]}
+    with pytest.raises(UserError, match="nowhere"):
+        train(tmp_path, config, root=str(tmp_path / "nowhere"), **changes)
 
 
 def test_without_the_dynamics_only_the_images_are_learned(trained):

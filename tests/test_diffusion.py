@@ -870,6 +870,9 @@ def test_short_clips_and_horizons_are_refused():
         model.encode(images(1, 2))
     with pytest.raises(ValueError, match=r"input of shape \[1, 3, 32, 32\]; legal: clips"):
         model.encode(images(1))
+    for seed in (-1, 2**64):
+        with pytest.raises(ValueError, match=f"seed is {seed}; legal: 0 to {2**64 - 1}, or None"):
+            model.sample(1, 3, seed=seed)
     with pytest.raises(ValueError, match="horizon is 2; legal: diffuse_frames 3 or more"):
         model.sample(1, 2)
     for n in (0, -1):

@@ -89,7 +89,7 @@ def test_the_run_directory_holds_what_training_promises(trained):
     names = {str(path.relative_to(trained.path)) for path in trained.path.rglob("*") if path.is_file()}
     figures = {f"figures/sample_{step}{end}" for step in (50, 100, 130) for end in (".jpg", "_traj_anim.gif")}
     hparams = {"diffusion_hparams.json", "ddlp_hparams.json", "balls_ddlp.pth", "latent_stats.pth", "latent_stats.json"}
-    others = {"log.txt", "metrics.jsonl", "figures/balls_diffuse_ddlp_graph.jpg"}
+    others = {".lock", "log.txt", "metrics.jsonl", "figures/balls_diffuse_ddlp_graph.jpg"}
     assert names == figures | hparams | others | {"saves/model.pth"}
     assert trained.config.result_dir is None
     records = trained.records()

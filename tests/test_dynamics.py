@@ -315,6 +315,17 @@ def test_a_prediction_is_tracking_then_dynamics_then_drawing(monkeypatch):
     torch.testing.assert_close(model.sample(video, 6, cond_steps=3), whole)
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float16, 0.03), (torch.bfloat16, 0.1)])
+def test_a_model_of_half_precision_trains_and_predicts(dtype, error):
+    video, model = images(1, T + 1), build()
+    full = model.sample(video, 2, cond_steps=3)
+    model.to(dtype)
+    losses = model.calc_elbo(video.to(dtype), model(video.to(dtype)))
+    losses["loss"].backward()
+    assert all(value.isfinite() for value in losses.values())
+    assert (model.sample(video.to(dtype), 2, cond_steps=3) - full).abs().mean() < error
+
+
 def test_parameters_are_partitioned_with_the_dynamics():
     model = build()
     parts = [model.get_parameters(*(i == part for i in range(4))) for part in range(4)]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from assets import make_examples, make_figures
 from datasets.examples import Examples, write_example
 from utils.errors import UserError
 
@@ -32,6 +33,39 @@ def test_what_is_written_is_read_again(tmp_path):
 def test_a_folder_without_examples_is_named(tmp_path):
     with pytest.raises(UserError, match="no examples"):
         Examples(tmp_path)
+
+
+@pytest.mark.parametrize("data", ["missing", "short"])
+def test_examples_are_kept_where_new_ones_cannot_be_made(data, tmp_path, balls_data, monkeypatch):
+    (tmp_path / "balls" / "0").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    if data == "short":
+        (tmp_path / "data" / "balls").symlink_to(balls_data)
+    monkeypatch.setattr(make_examples, "ASSETS", tmp_path)
+    with pytest.raises(UserError):
+        make_examples.main(["balls", "--data", str(tmp_path / "data")])
+    with pytest.raises(SystemExit):
+        make_examples.main(["balls", "clevrer", "--data", str(tmp_path / "data")])
+    assert (tmp_path / "balls" / "0").is_dir()
+
+
+def test_examples_are_the_beginnings_of_the_test_sets_videos(tmp_path, balls_data, monkeypatch):
+    (tmp_path / "balls" / "old").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "balls").symlink_to(balls_data)
+    small = {"ASSETS": tmp_path, "COUNT": 2, "FRAMES": 5, "IMAGE_SIZE": 32}
+    for name, value in small.items():
+        monkeypatch.setattr(make_examples, name, value)
+    make_examples.main(["balls", "--data", str(tmp_path / "data")])
+    assert {path.name for path in (tmp_path / "balls").iterdir()} == {"0", "1"}
+    assert Examples(tmp_path / "balls")[1][0].shape == (5, 3, 32, 32)
+
+
+@pytest.mark.parametrize("episode", [-1, 99])
+def test_a_figure_of_an_example_that_is_not_there_is_refused(episode, tmp_path):
+    with pytest.raises(UserError, match=f"--episode is {episode}; legal: 0 to 9"):
+        make_figures.main(["--out", str(tmp_path / "out"), "--episode", str(episode)])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("name", "count", "length"), [("shapes", 10, 1), ("balls", 10, 60), ("obj3d_like", 10, 60)])

@@ -16,12 +16,14 @@ from functools import partial
 from pathlib import Path
 
 import h5py
+import numpy as np
 import psutil
 import pytest
 import torch
 
 import train_dlp
 import training.particles
+from datasets.frame_cache import map_npy
 from datasets.get_dataset import shard_loader
 from datasets.loading import Loader
 from datasets.shapes_ds import ShapesDataset
@@ -406,6 +408,21 @@ def test_a_killed_worker_is_one_line(tmp_path, config, monkeypatch):
     assert code == 1 and "error: a process that loads data was ended from outside" in lines[-1]
     assert "the last good checkpoint is kept; go on from it with: python train_dlp.py --resume" in lines[-1]
     assert the_run(tmp_path).load_state()["progress"]["iteration"] == 4
+
+
+def test_a_mapped_file_that_is_cut_is_one_line(tmp_path):
+    file = tmp_path / "frames.npy"
+    np.save(file, np.zeros((64, 4096), np.uint8))
+    batches = iter(Loader(map_npy(file), 1, num_workers=1, prefetch_factor=1))
+    next(batches)
+    os.truncate(file, 4096)
+    with pytest.raises(UserError, match=r"no room in shared memory .*; or, .* a file of data was cut short"):
+        list(batches)
+
+
+def test_as_many_processes_load_as_are_asked_for(recwarn):
+    assert len(list(Loader(range(99), 1, num_workers=9))) == 99
+    assert not [warning for warning in recwarn if "worker" in str(warning.message)]
 
 
 def test_data_that_disappears_is_one_line(tmp_path, config, monkeypatch):

@@ -124,7 +124,7 @@ def test_what_network_drives_leave_is_no_episode_and_no_frame(tmp_path):
     assert Obj3dVideos(tmp_path, "train", 8, 3, cache=False)._source.lengths == lengths == [100, 100]
 
 
-@pytest.mark.parametrize("kind", ["RGB", "RGBA", "interlaced", "transparent"])
+@pytest.mark.parametrize("kind", ["RGB", "RGBA", "16 bits", "interlaced", "transparent"])
 def test_read_png(tmp_path, kind):
     """All ways to store the same colours; the interlaced file is made by hand."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 2, 4), np.uint8)
@@ -135,6 +135,9 @@ def test_read_png(tmp_path, kind):
         Image.fromarray(np.ascontiguousarray(pixels[..., :3])).save(
             path, transparency=tuple(map(int, pixels[0, 0, :3]))
         )
+    elif kind == "16 bits":
+        lines = b"".join(b"\0" + line[:, :3].astype(">u2").tobytes() for line in pixels.astype(int) * 256 + 255)
+        path.write_bytes(png_of(2, 2, 16, 2, lines))
     else:
         passes = [pixels[:1, :1], pixels[:1, 1:], pixels[1:]] if kind == "interlaced" else pixels[:, None]
         lines = b"".join(b"\0" + part[..., :3].tobytes() for part in passes)
@@ -348,9 +351,7 @@ def test_a_broken_frame_in_a_loading_process_is_one_line(trees, tmp_path, monkey
         status = error.code
     gc.collect()  # ends the process
     assert status == 2
-    assert capsys.readouterr().err == (
-        f"error: {broken}: is cut short; legal: a whole square PNG, RGB or RGBA, 8 bits per channel\n"
-    )
+    assert capsys.readouterr().err == (f"error: {broken}: {UNREADABLE}\n")
 
 
 # ---- what is wrong
@@ -375,25 +376,29 @@ def flipped(path, position):
     path.write_bytes(bytes(content))
 
 
-LEGAL_PNG = "; legal: a whole square PNG, RGB or RGBA, 8 bits per channel"
+LEGAL_PNG = "; legal: a whole square PNG, RGB or RGBA"
+UNREADABLE = "cannot be read: it is empty, damaged or something else" + LEGAL_PNG
 BROKEN_FRAMES = {
-    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-1]), "is cut short" + LEGAL_PNG),
-    "cut in its pixels": (lambda path: path.write_bytes(path.read_bytes()[:90]), "is cut short" + LEGAL_PNG),
-    "cut in its header": (lambda path: path.write_bytes(path.read_bytes()[:20]), "is cut short" + LEGAL_PNG),
-    "empty": (lambda path: path.write_bytes(b""), "is empty" + LEGAL_PNG),
-    "pixels": (lambda path: flipped(path, 80), "is damaged" + LEGAL_PNG),
-    "header": (lambda path: flipped(path, 19), "is damaged" + LEGAL_PNG),
-    "foreign": (lambda path: path.write_text("text"), "is not a PNG file" + LEGAL_PNG),
-    "no header": (lambda path: path.write_bytes(PNG_SIGNATURE + chunk(b"IEND", b"")), "is damaged" + LEGAL_PNG),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-13]), UNREADABLE),
+    "cut in its pixels": (lambda path: path.write_bytes(path.read_bytes()[:90]), UNREADABLE),
+    "cut in its header": (lambda path: path.write_bytes(path.read_bytes()[:20]), UNREADABLE),
+    "empty": (lambda path: path.write_bytes(b""), UNREADABLE),
+    "pixels": (lambda path: flipped(path, 80), UNREADABLE),
+    "header": (lambda path: flipped(path, 19), UNREADABLE),
+    "foreign": (lambda path: path.write_text("text"), UNREADABLE),
+    "no header": (lambda path: path.write_bytes(PNG_SIGNATURE + chunk(b"IEND", b"")), UNREADABLE),
     "enormous": (
         lambda path: path.write_bytes(png_of(10**6, 10**6, 8, 2, b"")),
-        "cannot be decoded" + LEGAL_PNG,
+        "cannot be read: it has too many pixels" + LEGAL_PNG,
     ),
-    "jpeg": (lambda path: Image.new("RGB", (8, 8)).save(path, "jpeg"), "is not a PNG file" + LEGAL_PNG),
-    "no pixels": (lambda path: path.write_bytes(png_of(8, 8, 8, 2, b"")), "cannot be decoded" + LEGAL_PNG),
-    "grey": (lambda path: write_png(path, mode="L"), "is grey of 8 bits" + LEGAL_PNG),
-    "palette": (lambda path: Image.new("P", (8, 8)).save(path), "is palette of"),
-    "16 bits": (lambda path: path.write_bytes(png_of(8, 8, 16, 2, bytes(392))), "is RGB of 16 bits" + LEGAL_PNG),
+    "jpeg": (lambda path: Image.new("RGB", (8, 8)).save(path, "jpeg"), UNREADABLE),
+    "no pixels": (lambda path: path.write_bytes(png_of(8, 8, 8, 2, b"")), UNREADABLE),
+    "grey": (lambda path: write_png(path, mode="L"), "is of Pillow's mode L" + LEGAL_PNG),
+    "palette": (lambda path: Image.new("P", (8, 8)).save(path), "is of Pillow's mode P" + LEGAL_PNG),
+    "grey of 16 bits": (
+        lambda path: path.write_bytes(png_of(8, 8, 16, 0, bytes(136))),
+        "is of Pillow's mode I;16" + LEGAL_PNG,
+    ),
     "oblong": (lambda path: Image.new("RGB", (8, 6)).save(path), "is of 8 x 6 pixels" + LEGAL_PNG),
     "larger": (lambda path: write_png(path, 9), "is of 9 x 9 pixels; legal: 8 x 8, as {root}/train/0/test_0.png"),
     "folder": (lambda path: (path.unlink(), path.mkdir()), "cannot be read: Is a directory" + LEGAL_PNG),

@@ -689,6 +689,13 @@ def test_correlation_maps_steer_the_tracking(monkeypatch):
     assert ((correlated - blind)[:, 1:].abs().amax((0, 2, 3)) > 1e-3).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_of_half_precision_tracks(dtype):
+    half = build(**TRACKING).to(dtype)(images(1, 2, dtype=dtype), deterministic=True)
+    full = build(**TRACKING)(images(1, 2), deterministic=True)
+    assert (half["rec"].float() - full["rec"]).abs().mean() < 0.05
+
+
 @pytest.mark.parametrize("stage", [{}, {"noisy": True}, {"warmup": True, "noisy": True}])
 @pytest.mark.parametrize("heuristic", HEURISTICS)
 def test_every_filtering_tracks_through_every_stage(heuristic, stage):
@@ -738,6 +745,26 @@ def test_decoding_without_depth_or_scale_takes_the_anchors():
         assert_outputs_equal(model.decode_all(**{k: v for k, v in particles.items() if k != missing}), expected)
     far = model.decode_all(**{**particles, "z_depth": torch.full((2, 3, 1), 3.0)})
     torch.testing.assert_close(far["rec"], expected["rec"], rtol=1e-3, atol=1e-3)  # equal depths, whatever they are
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "legal"),
+    [
+        ("z", (3, 2), "[B, K, 2]"),
+        ("z", (2, 3, 3), "[B, K, 2]"),
+        ("z_features", (2, 3, 1), "[2, 3, {features}]"),
+        ("z_bg", (1, 4), "[2, {bg}]"),
+        ("obj_on", (2, 3, 1), "[2, 3]"),
+        ("z_depth", (2, 3), "[2, 3, 1]"),
+        ("z_scale", (2, 4, 2), "[2, 3, 2]"),
+    ],
+)
+def test_particles_of_shapes_that_do_not_fit_are_named(name, shape, legal):
+    model, particles = build(), scene(2, 3)
+    legal = legal.format(features=particles["z_features"].shape[-1], bg=particles["z_bg"].shape[-1])
+    message = re.escape(f"{name} of shape {list(shape)}; legal: {legal}")
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        model.decode_all(**{**particles, name: torch.zeros(shape)})
 
 
 def test_the_image_is_the_foreground_on_the_background():

@@ -317,7 +317,7 @@ def test_the_metric_position_sees_perfect_particles(made):
     sums = measure_predictions(Perfect(), videos, ImageMetrics(()), 6, 2, position=True)
     seen = sum(truth["in_camera"][2:].sum(-1) for truth in truths.values())
     np.testing.assert_array_equal(sums["tracked"].count, seen)
-    assert sums["tracked"].means() == [1] * 4 and max(sums["position_error"].means()) < 1e-3
+    assert sums["whole"].means() == sums["tracked"].means() == [1] * 4 and max(sums["position_error"].means()) < 1e-3
 
 
 def test_plain_obj3d_reads_the_made_frames(made, tmp_path):
@@ -389,7 +389,7 @@ def test_format(tmp_path, capfd):
         np.testing.assert_array_equal(np.asarray(Image.open(out / f"val/1/test_{frame}.png")), expected[frame])
     record = {"num_frames": 11, "image_size": 20, "seed": 5, "simulator": "mujoco"}
     assert json.loads((out / "obj3d_like.json").read_text()) == record
-    assert capfd.readouterr().out.splitlines() == [f"making 0.1 MB in {out}", f"{out}: all 4 episodes are there"]
+    assert capfd.readouterr().out.splitlines() == [f"making 0.2 MB in {out}", f"{out}: all 4 episodes are there"]
 
 
 def test_default_options():

@@ -287,6 +287,22 @@ def test_numbers_are_written_beside_the_dots():
     assert (near_centre | near_corner).all()
 
 
+def test_numbers_of_particles_at_one_place_stand_beside_each_other():
+    assert plotting.at_one_place([(0, 0), (9, 9), (3, -3), (4, 0), (5, 9)], 4) == [[0, 2], [1], [3], [4]]
+
+    def written(points):
+        """The columns in which something is written."""
+        images = torch.zeros(1, 3, 128, 128)
+        plain, numbered = (
+            plotting.plot_keypoints_on_image_batch(points, images, radius=3, plot_numbers=flag)
+            for flag in (False, True)
+        )
+        return (plain != numbered)[0].any(0).any(0).nonzero()[:, 0]
+
+    one, three = written(torch.tensor([[[0.5, 0.4]]])), written(torch.tensor([[[0.5, 0.4], [0.51, 0.41], [0.5, 0.4]]]))
+    assert len(three) > 2.5 * len(one) and three.min() == one.min()
+
+
 # Glimpses and masks
 
 

@@ -1,6 +1,8 @@
 """Training steps in bfloat16, and models without what training does not need: autocast, checkpointing, compilers, no
 alpha masks."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -199,3 +201,15 @@ def test_parts_compile_without_a_graph_break(part):
         if other is not None:
             # By length: rounding may move a position into the next pixel, whose gradient differs, in a few places.
             assert (one - other).norm() < 0.01 * other.norm()
+
+
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="PyTorch's compiler needs a C++ compiler"
+)
+@pytest.mark.parametrize("part", ["decode", "PINT"])
+def test_what_the_real_compiler_makes_of_a_part_computes_the_same(part):
+    function, arguments = compiled_parts()[part]
+    torch._dynamo.reset()
+    with torch.no_grad():
+        for one, other in zip(torch.compile(function, fullgraph=True)(*arguments), function(*arguments), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -173,7 +173,7 @@ def test_metrics_are_means_over_the_predicted_frames_of_the_test_set(run, balls_
     assert f"position error (pixels): {written['position_error']:.4f}" in output
     assert re.search(rf"^ +{COND} +[\d.]+ +{over_time['psnr'][0]:.4f} ", output, re.MULTILINE)
     image = iio.imread(run.path / "eval" / "metrics_over_time.png")
-    assert image.shape == (400, 2000, 3)
+    assert image.shape == (400, 2500, 3)
 
 
 def test_predictions_are_measured_beside_two_baselines(run, balls_data, capsys):
@@ -277,6 +277,13 @@ def test_lpips_without_its_weights_says_how_to_go_on(run, tmp_path, monkeypatch)
     monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no network")))
     with pytest.raises(UserError, match="--metrics"):
         run_in(run.path, eval_gen_metrics.main, "-p", run.path, "-c", COND, "--horizon", HORIZON)
+
+
+def test_the_data_is_looked_for_before_weights_are_downloaded(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_: pytest.fail("a download"))
+    with pytest.raises(UserError, match="nowhere"):
+        run_in(run.path, eval_gen_metrics.main, "-p", run.path, "-c", COND, "--root", tmp_path / "nowhere")
 
 
 # ---------------------------------------------------------------------------------- runs, data sets and mistakes

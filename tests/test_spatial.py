@@ -242,6 +242,15 @@ def test_correlation_is_the_grouped_convolution(n, size, channels, kind, dtype):
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=TOLERANCES[dtype])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_correlation_of_half_precision_is_computed_in_float32(dtype):
+    # So many that their energy is beyond float16.
+    glimpses, previous = (tensor.to(dtype) for tensor in glimpse_pairs("random", 100, 32))
+    actual = correlation_maps(glimpses, previous)
+    assert torch.equal(actual, correlation_maps(glimpses.float(), previous.float()).to(dtype))
+    assert actual.dtype == dtype
+
+
 @pytest.mark.parametrize("kind", ["uniform", "black"])
 def test_correlation_of_glimpses_without_structure_is_finite(kind):
     maps = correlation_maps(*(tensor.float() for tensor in glimpse_pairs(kind, 4, 8)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datasets.balls_ds import to_normalized
-from eval.tracking import match, pixel_positions, tracking_quality
+from eval.tracking import match, pixel_positions, tracking_quality, wholeness
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -72,3 +72,46 @@ def test_an_object_without_a_particle_is_not_tracked():
     error, tracked = tracking_quality(truth[:, :1], yes[:, :1], truth, yes, torch.ones(3, 2), cond_steps=1)
     assert error[:, 0].tolist() == [0.0, 0.0] and error[:, 1].isnan().all()
     assert tracked.tolist() == [[1.0, 0.0], [1.0, 0.0]]
+
+
+def still_particles(**changed):
+    """Two objects with two particles each, at rest for five frames of which two are seen: the arguments of `wholeness`,
+    its points changed at (frame, particle)."""
+    truth = torch.tensor([[[10.0, 10.0], [30.0, 30.0]]]).expand(5, -1, -1)
+    points = torch.tensor([[[10.0, 9.0], [10.0, 11.0], [30.0, 29.0], [30.0, 31.0]]]).repeat(5, 1, 1)
+    visible = torch.ones(5, 4, dtype=torch.bool)
+    for (frame, particle), place in changed.get("moved", {}).items():
+        points[frame, particle] = torch.tensor(place)
+    for frame, particle in changed.get("hidden", ()):
+        visible[frame, particle] = False
+    return points, visible, truth, torch.ones(5, 2, dtype=torch.bool), torch.full((5, 2), 4.0)
+
+
+@pytest.mark.parametrize(
+    "changed, first, second",
+    [
+        ({}, [1, 1, 1], [1, 1, 1]),
+        # Its particles come apart, and together again: it was two things for a while.
+        ({"moved": {(3, 0): (10.0, 2.0)}}, [1, 0, 0], [1, 1, 1]),
+        # Farther apart, but one of them is hidden then: one thing.
+        ({"moved": {(3, 0): (10.0, 2.0)}, "hidden": [(3, 1)]}, [1, 1, 1], [1, 1, 1]),
+        ({"hidden": [(4, 2), (4, 3)]}, [1, 1, 1], [1, 1, 0]),
+        ({"moved": {(2, 2): (30.0, 41.0), (2, 3): (30.0, 41.0)}}, [1, 1, 1], [0, 0, 0]),  # out of 40 pixels
+        # The second's particles join the first: as far as they are concerned nothing is wrong.
+        ({"moved": {(4, 2): (10.0, 10.0), (4, 3): (10.0, 10.0)}}, [1, 1, 1], [1, 1, 1]),
+        ({"moved": {(1, 2): (1.0, 1.0), (1, 3): (1.0, 1.0)}}, [1, 1, 1], [0, 0, 0]),  # not found when seen last
+        ({"hidden": [(1, 0)], "moved": {(4, 0): (30.0, 10.0)}}, [1, 1, 1], [1, 1, 1]),  # hidden then: nobody's
+    ],
+)
+def test_an_object_is_whole_until_it_leaves_vanishes_or_splits(changed, first, second):
+    whole = wholeness(*still_particles(**changed), cond_steps=2, image_size=40)
+    assert whole.T.tolist() == [first, second]
+
+
+def test_wholeness_of_an_object_out_of_view_is_not_known():
+    points, visible, truth, present, radii = still_particles()
+    present[3, 1] = False
+    whole = wholeness(points, visible, truth, present, radii, cond_steps=2, image_size=40)
+    assert whole[:, 0].tolist() == [1, 1, 1] and whole[0, 1] == 1 and whole[1, 1].isnan() and whole[2, 1] == 1
+    present[1, 1] = False  # in the last frame that is seen: no particle can be its own
+    assert wholeness(points, visible, truth, present, radii, 2, 40)[2].tolist() == [1, 0]

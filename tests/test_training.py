@@ -446,6 +446,9 @@ def test_files_that_cannot_be_loaded_are_named(tmp_path):
     weights, whole = {name: value + 1 for name, value in first.items()}, tmp_path / "whole.pth"
     checkpoints.save(weights, whole)
     (tmp_path / "truncated.pth").write_bytes(whole.read_bytes()[:500])
+    content = bytearray(whole.read_bytes())
+    content[content.index(weights["0.weight"].numpy().tobytes())] ^= 1
+    (tmp_path / "flipped.pth").write_bytes(content)
     (tmp_path / "empty.pth").write_bytes(b"")
     (tmp_path / "text.pth").write_text("no weights")
     checkpoints.save({**weights, "1.bias": torch.zeros(7)}, tmp_path / "shape.pth")
@@ -459,6 +462,7 @@ def test_files_that_cannot_be_loaded_are_named(tmp_path):
     messages = {
         "gone.pth": "no such",
         "truncated.pth": "not a readable checkpoint",
+        "flipped.pth": "not a readable checkpoint: it is truncated, damaged or of another kind",
         "empty.pth": "not a readable checkpoint",
         "text.pth": "not a readable checkpoint",
         "shape.pth": r"1\.bias is \[7\], .*\[1\]",
@@ -476,6 +480,13 @@ def test_files_that_cannot_be_loaded_are_named(tmp_path):
     assert_same(dict(model.state_dict()), first, "weights")
     checkpoints.load_weights(model, whole)
     assert_same(dict(model.state_dict()), weights, "weights")
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(first, tmp_path / "without_checksums.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    checkpoints.load_weights(model, tmp_path / "without_checksums.pth")
+    assert_same(dict(model.state_dict()), first, "weights")
 
 
 # ------------------------------------------------------------------------------------------- stages, batches, means

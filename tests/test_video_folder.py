@@ -259,7 +259,7 @@ def test_frames_to_the_end_are_decoded_one_by_one(root):
     cut(cut_file, 0.6)
     frames = VideoFile(cut_file).frames(0)
     np.testing.assert_array_equal([next(frames) for _ in range(10)], random_frames(40)[:10])
-    with pytest.raises(UserError, match=r"b\.mp4: frame 2\d cannot be read"):
+    with pytest.raises(UserError, match=r"b\.mp4: cannot be decoded: frame 2\d is damaged"):
         list(frames)
 
 
@@ -392,6 +392,13 @@ def test_the_frames_of_a_gif_last_as_long_as_they_say(root, durations, copies):
     assert shape.length == sum(copies)
     np.testing.assert_array_equal(shown, grey)
     np.testing.assert_array_equal(list(VideoFile(root / "a.gif").frames(1, 3)), grey[1:3])
+
+
+def test_a_picture_that_is_left_standing_is_no_endless_video(root):
+    save_gif(root / "a.gif", random_frames(3), [40, 40, 600_000])
+    with pytest.warns(UserWarning, match=r"a\.gif: frame 2 lasts 15000 times as long .* taken as .* 100 times"):
+        shape, shown = read_video(root / "a.gif")
+    assert shape.length == len(shown) == 102
 
 
 @pytest.mark.parametrize(
@@ -741,15 +748,21 @@ def damage(path):
     path.write_bytes(data)
 
 
+UNREADABLE_IMAGE = r"cannot be read: it is empty, damaged or something else; legal: a whole image .*"
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda path: cut(path, 0.5), r"cannot be read: .*; legal: a whole image \(PNG, .*\)"),
         (
             lambda path: path.write_text("hello"),
-            r"cannot be read: it is damaged or something else; legal: a whole image .*",
+            UNREADABLE_IMAGE,
         ),
-        (lambda path: path.write_text(""), r"cannot be read: it is damaged or something else; legal: a whole image .*"),
+        (
+            lambda path: path.write_text(""),
+            UNREADABLE_IMAGE,
+        ),
         (
             lambda path: Image.fromarray(random_frames(1, 0, 9, 8)[0]).save(path),
             r"is of 9 x 8 pixels; legal: 8 x 8, as ROOT/train/video/frame_0.ENDING",
@@ -767,6 +780,21 @@ def test_damaged_frames_are_named(root, ending, spoil, message):
     with pytest.raises(UserError) as error:
         VideoFolderVideos(root, "train", 8, 3)
     assert re.fullmatch(re.escape(f"{path}: ") + message, str(error.value))
+
+
+@pytest.mark.parametrize("values", [np.linspace(0, 1, 64, dtype=np.float32), np.arange(64, dtype=np.int32) << 20])
+def test_an_image_of_unknown_range_is_named(root, values):
+    root.mkdir(parents=True)
+    Image.fromarray(values.reshape(8, 8)).save(root / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif: holds floats or 32 bits; legal: 8 or 16 bits per channel$"):
+        list(FrameFolder(root, ("a.tif",)).frames(0))
+
+
+def test_an_image_of_too_many_pixels_is_named(root):
+    root.mkdir(parents=True)
+    Image.new("1", (20_000, 20_000)).save(root / "a.png")
+    with pytest.raises(UserError, match=r"a\.png: cannot be read: it has too many pixels; legal: a whole image"):
+        list(FrameFolder(root, ("a.png",)).frames(0))
 
 
 def test_a_frame_with_a_wrong_checksum_is_named(root):
@@ -884,7 +912,7 @@ def test_a_file_that_is_replaced_meanwhile_is_named(root):
     write_file(root / "train" / "a.avi", random_frames(9))
     dataset = VideoFolderVideos(root, "train", 8, 4, cache=False)
     write_file(root / "train" / "a.avi", random_frames(3))
-    with pytest.raises(UserError, match=r"a\.avi: frame 3 cannot be read; has the file changed\? start again$"):
+    with pytest.raises(UserError, match=r"a\.avi: cannot be decoded: frame 3 is damaged, or has changed since .*"):
         dataset[0]
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 import what_if as command
 from modules.particles import Particles
 from rundir.edits import EDITS, Edit, apply_edits, parse_edit
+from tests import small_dlp
 from tests.balls import COND, HORIZON, predict, run_in, videos
 from utils import checkpoints
 from utils.animation import Panel, ground_truth_panel, prediction_panel, side_by_side
@@ -154,6 +155,8 @@ def test_python_calls_are_checked_too(run, balls_data):
         what_if(model, video, [], COND, COND)
     with pytest.raises(ValueError, match=r"a video of shape \[1, .*; legal: one video \[F, 3, H, W\]"):
         what_if(model, video[None], [], HORIZON, COND)
+    with pytest.raises(TypeError, match=r"a model of type ObjectDLP; legal: an ObjectDynamicsDLP"):
+        what_if(small_dlp.build(), video, [], HORIZON, COND)
 
 
 # ----------------------------------------------------------------------------------------------------- the command

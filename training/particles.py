@@ -64,22 +64,6 @@ class ParticleTask(Task):
         self.save_every = config.save_every
         self.ema = None if config.ema is None else (config.ema, 1)
         self.images_per_item = config.timestep_horizon + 1 if self.kind == "ddlp" or config.use_tracking else 1
-        metrics = config.metrics if config.eval_im_metrics else ()
-        recon_loss_func = None
-        if config.recon_loss_type == "vgg":
-            from utils.pretrained import ensure_weight_files, missing_weight_files
-
-            if missing_weight_files(recon_loss_type="vgg"):
-                ensure_weight_files(metrics, "vgg")  # one message for all that is missing
-            recon_loss_func = VGGDistance(device=accelerator.device)
-        self.images, self.notes = available_metrics(metrics, accelerator.device)
-        self.elbo_options = {
-            "beta_kl": config.beta_kl,
-            "beta_rec": config.beta_rec,
-            "kl_balance": config.kl_balance,
-            "recon_loss_type": config.recon_loss_type,
-            "recon_loss_func": recon_loss_func,
-        }
 
     def build_model(self):
         self.model = MODELS[self.kind].from_config(self.config)
@@ -99,7 +83,27 @@ class ParticleTask(Task):
         # The validation set first: what is wrong with it shows before training starts.
         self.validation_items = self.open_validation_set()
         self.training_items = self.open_training_set()
+        self._open_metrics()  # last: they may have to be downloaded
         return self.training_items
+
+    def _open_metrics(self):
+        config, device = self.config, self.accelerator.device
+        metrics = config.metrics if config.eval_im_metrics else ()
+        recon_loss_func = None
+        if config.recon_loss_type == "vgg":
+            from utils.pretrained import ensure_weight_files, missing_weight_files
+
+            if missing_weight_files(recon_loss_type="vgg"):
+                ensure_weight_files(metrics, "vgg")  # one message for all that is missing
+            recon_loss_func = VGGDistance(device=device)
+        self.images, self.notes = available_metrics(metrics, device)
+        self.elbo_options = {
+            "beta_kl": config.beta_kl,
+            "beta_rec": config.beta_rec,
+            "kl_balance": config.kl_balance,
+            "recon_loss_type": config.recon_loss_type,
+            "recon_loss_func": recon_loss_func,
+        }
 
     def train_set(self, progress):
         return self.training_items, self.config.num_workers

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -69,6 +70,7 @@ def load(path, device="cpu"):
     try:
         if is_safetensors(path):
             return load_file(path, device)
+        _check_sums(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of formats that then fail
             return torch.load(path, map_location=device, weights_only=True)
@@ -77,6 +79,18 @@ def load(path, device="cpu"):
             raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
         refused = refusal(path, error)
         raise UserError(f"{path}: {refused or f'not a readable checkpoint: {describe_file(path)}'}") from error
+
+
+def _check_sums(path):
+    """`BadZipFile` where bytes in a file that `torch.save` wrote have changed, which `torch.load` does not look at."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\3\4":  # the older format has no checksums
+            return
+        with zipfile.ZipFile(file) as archive:
+            has_sums = any(entry.CRC for entry in archive.infolist())  # torch can be told to leave them out
+            damaged = archive.testzip() if has_sums else None
+        if damaged:
+            raise zipfile.BadZipFile(f"{damaged} is damaged")
 
 
 def load_weights(model, path, keep=None):

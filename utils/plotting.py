@@ -187,7 +187,8 @@ def plot_keypoints_on_image_batch(
         thickness: of the stroke around the dot in its own colour, pixels; 1 adds nothing, -1 means none.
         max_imgs: how many images to draw at most.
         kp_range: (lowest, highest) coordinate.
-        plot_numbers: write each particle's index beside its dot; legible from about 128 pixels on.
+        plot_numbers: write each particle's index beside its dot, together where several lie at one place; legible from
+            about 128 pixels on.
 
     Returns:
         float32 [min(B, max_imgs), 3, H, W].
@@ -563,9 +564,28 @@ def _draw_points(images, points, shown, radius, thickness, kp_range, plot_number
             cv2.circle(canvases[b], (x, y), radius + 1, (0.0, 0.0, 0.0), cv2.FILLED)
         cv2.circle(canvases[b], (x, y), radius, colors[k], cv2.FILLED)
         cv2.circle(canvases[b], (x, y), radius, colors[k], thickness)
-        if plot_numbers:
-            _draw_number(canvases[b], k, (x + radius + 1, y - radius - 1), colors[k])
+    for b in range(len(canvases) if plot_numbers else 0):
+        numbers = shown[b].nonzero()[:, 0].tolist()
+        places = pixels[b].round().int().flip(-1).tolist()
+        for group in at_one_place([places[k] for k in numbers], 2 * radius):
+            x, y = places[numbers[group[0]]]
+            text = ",".join(str(numbers[i]) for i in group)
+            _draw_label(canvases[b], text, (x + radius + 1, y - radius - 1))
     return _from_canvases(canvases)
+
+
+def at_one_place(points, reach):
+    """Group points (x, y) that lie nearer than `reach` to a group's first one, both ways: lists of their indices. What
+    is written beside them would else be written one over the other."""
+    groups = []
+    for k, (x, y) in enumerate(points):
+        for group in groups:
+            if abs(points[group[0]][0] - x) < reach and abs(points[group[0]][1] - y) < reach:
+                group.append(k)
+                break
+        else:
+            groups.append([k])
+    return groups
 
 
 def _draw_boxes(images, boxes, keep, thickness, zoom=1):
@@ -597,14 +617,14 @@ def _draw_kept_boxes(images, boxes, scores, iou_thresh, hard_thresh, thickness, 
     return _draw_boxes(images_on_cpu(images), boxes, keep, thickness), kept
 
 
-def _draw_number(canvas, number, corner, color):
-    """Write a number with its lower left corner near (x, y), inside the image, with a black halo."""
+def _draw_label(canvas, text, corner):
+    """Write a text with its lower left corner near (x, y), inside the image, white with a black halo."""
     scale = max(0.35, canvas.shape[0] / 512)
-    (width, height), _ = cv2.getTextSize(str(number), cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     x = min(max(corner[0], 1), canvas.shape[1] - width - 1)
     y = min(max(corner[1], height + 1), canvas.shape[0] - 2)
-    for ink, thickness in (((0.0, 0.0, 0.0), 3), (color, 1)):
-        draw_text(canvas, str(number), (x, y), scale, ink, thickness)
+    for ink, thickness in (((0.0, 0.0, 0.0), 3), ((1.0, 1.0, 1.0), 1)):
+        draw_text(canvas, text, (x, y), scale, ink, thickness)
 
 
 def draw_text(canvas, text, origin, scale, color, thickness=1):
