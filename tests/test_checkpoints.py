@@ -66,6 +66,25 @@ def test_diffuse_ddlp_balls_draws_round_balls():
     assert ((brightest > 0.15) & (brightest < 0.85)).float().mean() < 0.06  # edges alone
 
 
+def test_the_generators_ddlp_predicts_from_as_few_frames_as_are_generated(balls):
+    """About as its README says: 2.0, 4.1 and 8.3 pixels 1, 5 and 10 frames after the four that are seen, where a still
+    frame is 2.8, 11.6 and 17.9 away."""
+    model = load_model(CHECKPOINTS / "diffuse-ddlp-balls" / "ddlp")
+    measured = measure_predictions(model, balls, ImageMetrics(()), 14, 4, position=True, baselines=True)
+    error, still = (measured[name].means() for name in ("position_error", "position_error_still"))
+    assert error[0] < still[0]
+    assert all(a < 0.7 * b for a, b in zip(error[1:], still[1:], strict=True))
+
+
+def test_generated_balls_keep_moving_within_the_picture():
+    """About as its README says: 2.2 to 3.3 pixels a frame on average, none outside."""
+    model = load_model(CHECKPOINTS / "diffuse-ddlp-balls")
+    points = pixel_positions(model.sample_particles(8, 40, steps=20, seed=3).z, 64)
+    moved = points.diff(dim=1).norm(dim=-1).mean((0, 2))
+    assert moved.min() > 1.5 and moved.max() < 4.5
+    assert points.min() > 4 and points.max() < 60
+
+
 def test_every_shipped_file_is_small():
     files = [path for path in CHECKPOINTS.rglob("*") if path.is_file()]
     assert files and all(path.stat().st_size <= 12e6 for path in files)
