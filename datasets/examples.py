@@ -104,4 +104,5 @@ def _frames_of(path):
 
 
 def is_image(name):
+    """Whether a file of that name is an image, by its ending."""
     return Path(name).suffix.lower() in IMAGE_ENDINGS
