@@ -1069,6 +1069,7 @@ def prediction_of(output):
 
 
 def gaussian_of(output, name):
+    """The `Gaussian` of the attribute `name` in an output dictionary."""
     return Gaussian(output[f"mu_{name}"], output[f"logvar_{name}"])
 
 

@@ -1,9 +1,10 @@
-"""Write the examples in this folder from the test sets of shapes, balls and obj3d_like, which must have been made:
-``python assets/make_examples.py``, from the checkout's folder."""
+"""Write the examples in this folder from the test sets of shapes, balls, obj3d_like and demo_train.py, which must have
+been made: ``python assets/make_examples.py``, from the checkout's folder."""
 
 import argparse
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,8 +17,24 @@ from datasets.shapes_ds import ShapesDataset
 from utils.errors import UserError, run_command
 
 ASSETS = Path(__file__).resolve().parent
-COUNT, FRAMES, IMAGE_SIZE = 10, 60, 64
-VIDEOS = ("balls", "obj3d_like")
+COUNT = 10
+
+
+@dataclass(frozen=True)
+class Videos:
+    """The data set `ds`, which lies in a folder of the data's; of its videos so many frames of so many pixels."""
+
+    ds: str
+    folder: str
+    frames: int = 60
+    image_size: int = 64
+
+
+VIDEOS = {
+    "balls": Videos("balls", "balls"),
+    "obj3d_like": Videos("obj3d_like", "obj3d_like"),
+    "demo": Videos("balls", "balls_demo", frames=16, image_size=32),
+}
 
 
 def shapes(root):
@@ -29,13 +46,13 @@ def shapes(root):
         yield dataset[index][0][None], centres[None], radii[None], torch.ones(1, len(radii), dtype=torch.bool)
 
 
-def videos(name, root):
-    """The beginnings of the test set's first videos, as `shapes`."""
-    dataset = get_video_dataset(name, root, FRAMES, "test", IMAGE_SIZE)
+def videos(kind, root):
+    """The beginnings of the first test videos of a `Videos`, as `shapes`."""
+    dataset = get_video_dataset(kind.ds, root, kind.frames, "test", kind.image_size)
     if len(dataset) < COUNT:
         raise UserError(f"{root}: has {len(dataset)} videos to test with; legal: at least {COUNT}")
     for index in range(COUNT):
-        frames, positions, sizes, _, in_camera = first_frames(dataset[index], FRAMES)
+        frames, positions, sizes, _, in_camera = first_frames(dataset[index], kind.frames)
         objects = in_camera.any(0)
         yield frames, positions[:, objects], sizes[:, objects], in_camera[:, objects]
 
@@ -49,8 +66,9 @@ def main(arguments=None):
         if name not in ("shapes", *VIDEOS):
             parser.error(f"{name} has no examples; legal: shapes, {', '.join(VIDEOS)}")
     for name in args.names:
-        root = Path(args.data) / name
-        examples = list(shapes(root) if name == "shapes" else videos(name, root))  # before the old ones are deleted
+        kind = VIDEOS.get(name)
+        root = Path(args.data) / (kind.folder if kind else name)
+        examples = list(videos(kind, root) if kind else shapes(root))  # before the old ones are deleted
         shutil.rmtree(ASSETS / name, ignore_errors=True)
         for index, example in enumerate(examples):
             write_example(ASSETS / name / str(index), *example)

@@ -1,8 +1,8 @@
 """The examples in `assets/`, a few images and videos of each small data set, so that a model can be shown and measured
 before any data set is made.
 
-    assets/{shapes,balls,obj3d_like}/{0,1,...}/{1,2,...}.png     a frame per file, RGB
-    assets/{shapes,balls,obj3d_like}/{0,1,...}/truth.npz         where the objects are
+    assets/{shapes,balls,demo,obj3d_like}/{0,1,...}/{1,2,...}.png     a frame per file, RGB
+    assets/{shapes,balls,demo,obj3d_like}/{0,1,...}/truth.npz         where the objects are
 
 `truth.npz` holds positions, float32 [T, n, 2]: (row, column) in pixels, pixel i covering [i, i + 1); sizes, float32
 [T, n]: radii in pixels; in_camera, bool [T, n]: whether the object is in view. `assets/make_examples.py` writes them.
@@ -104,4 +104,5 @@ def _frames_of(path):
 
 
 def is_image(name):
+    """Whether a file of that name is an image, by its ending."""
     return Path(name).suffix.lower() in IMAGE_ENDINGS

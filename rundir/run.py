@@ -161,6 +161,7 @@ class RunDirectory:
             raise UserError(f"{error}; there is also {others[0]}" if others else str(error)) from error
 
     def save_config(self, config):
+        """Write the configuration, with absolute paths, which the run has from here on."""
         self.config = config.with_absolute_paths()
         if self.is_main:
             write_json(self.path / self.config_file, {"kind": self.kind, **self.config.to_dict()})

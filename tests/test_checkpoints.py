@@ -81,6 +81,18 @@ def _middle(frame, color):
     return ((frame - color[:, None, None]).norm(dim=0) < 0.25).nonzero().float().mean(0)
 
 
+def test_ddlp_demo_beats_a_still_frame_at_every_predicted_frame():
+    """As its README says of 40 videos; here of the ten that are in the repository."""
+    model = load_model(CHECKPOINTS / "ddlp-demo")
+    images = ImageMetrics(("psnr",), torch.device("cpu"))
+    examples = Examples(ROOT / "assets" / "demo")
+    measured = measure_predictions(model, examples, images, 16, 6, position=True, baselines=True)
+    means = {name: values.means() for name, values in measured.items()}
+    assert all(a > b for a, b in zip(means["psnr"], means["psnr_still"], strict=True))
+    assert all(a < b for a, b in zip(means["position_error"], means["position_error_still"], strict=True))
+    assert means["position_error"][0] < 2
+
+
 def test_dlp_shapes_finds_and_draws_shapes(tmp_path):
     """About as its README says: 25.6 dB, 75% found, 2.0 visible particles for each shape."""
     shapes = ShapesDataset(tmp_path, "test", num_images=40, seed=5).annotated()
@@ -99,6 +111,25 @@ def test_diffuse_ddlp_balls_draws_round_balls():
     covered = (brightest > 0.5).float().mean().item() * 64**2 / (torch.pi * 8**2)
     assert 1.8 < covered < 3.6  # balls, where three do not overlap
     assert ((brightest > 0.15) & (brightest < 0.85)).float().mean() < 0.06  # edges alone
+
+
+def test_the_generators_ddlp_predicts_from_as_few_frames_as_are_generated(balls):
+    """About as its README says: 2.0, 4.1 and 8.3 pixels 1, 5 and 10 frames after the four that are seen, where a still
+    frame is 2.8, 11.6 and 17.9 away."""
+    model = load_model(CHECKPOINTS / "diffuse-ddlp-balls" / "ddlp")
+    measured = measure_predictions(model, balls, ImageMetrics(()), 14, 4, position=True, baselines=True)
+    error, still = (measured[name].means() for name in ("position_error", "position_error_still"))
+    assert error[0] < still[0]
+    assert all(a < 0.7 * b for a, b in zip(error[1:], still[1:], strict=True))
+
+
+def test_generated_balls_keep_moving_within_the_picture():
+    """About as its README says: 2.2 to 3.3 pixels a frame on average, none outside."""
+    model = load_model(CHECKPOINTS / "diffuse-ddlp-balls")
+    points = pixel_positions(model.sample_particles(8, 40, steps=20, seed=3).z, 64)
+    moved = points.diff(dim=1).norm(dim=-1).mean((0, 2))
+    assert moved.min() > 1.5 and moved.max() < 4.5
+    assert points.min() > 4 and points.max() < 60
 
 
 def test_every_shipped_file_is_small():

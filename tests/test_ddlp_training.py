@@ -207,6 +207,21 @@ def test_particles_are_encoded_once_and_drawn_anew(config, tmp_path, monkeypatch
     assert one != other
 
 
+def test_whatever_decides_the_particles_gives_them_files_of_their_own(config, tmp_path):
+    config = {**config, "root": str(shutil.copytree(config["root"], tmp_path / "data"))}
+
+    def files(change=None, **changes):
+        task = new_loop(config, **{**ALONE, **changes}).task
+        if change is not None:
+            with torch.no_grad():
+                next(getattr(task.model, change).parameters()).add_(1)
+        return set(task.cached_posteriors.paths)
+
+    one = files()
+    assert one == files() == files("dyn_module")
+    assert not one & files(num_static_frames=1) and not one & files("fg_module") and not one & files("bg_module")
+
+
 def test_the_weights_to_start_from_encode_the_particles(config, tmp_path, monkeypatch):
     torch.manual_seed(11)
     start = ObjectDynamicsDLP.from_config(Config.from_dict(config)).state_dict()

@@ -1,12 +1,14 @@
-"""The training demo's baseline, and that its data suit its configuration."""
+"""The training demo's baseline and table, and that its data suit its configuration."""
 
 import h5py
 import numpy as np
 import pytest
+import torch
 
 import demo_train
 from configs.schema import Config
 from datasets import balls_preparation
+from eval.eval_gen_metrics import OverTime
 from tests.balls import SMALL
 
 
@@ -28,3 +30,26 @@ def test_the_demos_videos_are_those_its_configuration_is_for():
     assert args.num_frames >= max(config.animation_horizon, config.timestep_horizon + 1)
     assert args.num_balls <= config.n_kp_enc
     assert args.val == config.val_size
+
+
+def test_the_demos_configuration_trains_particles_first_and_then_the_dynamics_alone():
+    config = Config.load("demo")
+    assert 0 < config.start_dyn_epoch == config.dyn_only_epoch < config.num_epochs
+
+
+def test_the_table_has_every_predicted_frame_and_says_at_how_many_the_model_is_better(capsys):
+    config = Config.from_dict({**SMALL, "root": "."})  # 3 frames are seen, 6 in all
+    measured = {name: OverTime.empty(3, "cpu") for name in ("psnr", "position_error", "tracked")}
+    measured["psnr"].add(torch.tensor([20.0, 15.0, 10.0])[:, None])
+    measured["position_error"].add(torch.tensor([1.0, 6.0, 9.0])[:, None])
+    measured["tracked"].add(torch.tensor([1.0, 0.5, 0.0])[:, None])
+    demo_train.report(config, measured, ([12.0, 12.0, 12.0], [3.0, 5.0, 7.0]))
+    *table, verdict = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in table[2:]]
+    assert rows == [
+        ["3", "20.00", "12.00", "1.00", "3.00", "1.00"],
+        ["4", "15.00", "12.00", "6.00", "5.00", "0.50"],
+        ["5", "10.00", "12.00", "9.00", "7.00", "0.00"],
+        ["mean", "15.00", "12.00", "5.33", "5.00", "0.50"],
+    ]
+    assert verdict == "DDLP beats the still frame at 2 of 3 frames in PSNR, at 1 in position"

@@ -483,11 +483,11 @@ def test_two_machines_without_locks_work_twice_and_tear_nothing(root, monkeypatc
 
 def test_room_on_the_disk_is_checked_first(root, monkeypatch):
     write_texts(root, train_0="0" * 1_000)
-    monkeypatch.setattr(frame_cache.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9e9, 8e9, 2e7))
+    monkeypatch.setattr(frame_cache.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9e9, 8e9, 4e7))
     with pytest.raises(UserError) as error:
         TextVideos(root, "train", 128, 3)
     assert str(error.value) == (
-        f"{root}/.cache: the decoded frames of {root}/train take 0.05 GB, but 0.02 GB are free; legal: room for them,"
+        f"{root}/.cache: the decoded frames of {root}/train take 0.05 GB, but 0.04 GB are free; legal: room for them,"
         " or cache false (--no_cache), which decodes every item anew"
     )
     assert files_in(root / ".cache") == []

@@ -53,9 +53,9 @@ def test_examples_are_the_beginnings_of_the_test_sets_videos(tmp_path, balls_dat
     (tmp_path / "balls" / "old").mkdir(parents=True)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "balls").symlink_to(balls_data)
-    small = {"ASSETS": tmp_path, "COUNT": 2, "FRAMES": 5, "IMAGE_SIZE": 32}
-    for name, value in small.items():
-        monkeypatch.setattr(make_examples, name, value)
+    monkeypatch.setattr(make_examples, "ASSETS", tmp_path)
+    monkeypatch.setattr(make_examples, "COUNT", 2)
+    monkeypatch.setitem(make_examples.VIDEOS, "balls", make_examples.Videos("balls", "balls", 5, 32))
     make_examples.main(["balls", "--data", str(tmp_path / "data")])
     assert {path.name for path in (tmp_path / "balls").iterdir()} == {"0", "1"}
     assert Examples(tmp_path / "balls")[1][0].shape == (5, 3, 32, 32)
@@ -68,17 +68,20 @@ def test_a_figure_of_an_example_that_is_not_there_is_refused(episode, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("name", "count", "length"), [("shapes", 10, 1), ("balls", 10, 60), ("obj3d_like", 10, 60)])
-def test_the_truth_is_where_the_objects_are(name, count, length):
+@pytest.mark.parametrize(
+    ("name", "length", "size"), [("shapes", 1, 64), ("balls", 60, 64), ("demo", 16, 32), ("obj3d_like", 60, 64)]
+)
+def test_the_truth_is_where_the_objects_are(name, length, size):
     """Around the true centres lies what the corner's background is not, in the colour of one object."""
     examples = Examples(ASSETS / name)
-    assert len(examples) == count
+    assert len(examples) == 10
     for video, positions, sizes, _, in_camera in examples:
-        assert video.shape == (length, 3, 64, 64) and in_camera.any(-1).all()
+        assert video.shape == (length, 3, size, size) and in_camera.any(-1).all()
         for t in range(0, length, 20):
-            background = {"shapes": [0.0, 1.0, 1.0], "balls": [0.0] * 3, "obj3d_like": video[t][:, 0, 0].tolist()}[name]
+            corner = video[t][:, 0, 0].tolist()
+            background = {"shapes": [0.0, 1.0, 1.0], "obj3d_like": corner}.get(name, [0.0, 0.0, 0.0])
             drawn = (video[t] - torch.tensor(background)[:, None, None]).abs()
             for k in in_camera[t].nonzero()[:, 0]:
-                row, column = positions[t, k].long().clamp(max=63)
+                row, column = positions[t, k].long().clamp(max=size - 1)
                 assert drawn[:, row, column].amax() > 0.1
                 assert 1 < sizes[t, k] < 10

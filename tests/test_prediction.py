@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import imageio.v3 as iio
 import numpy as np
@@ -15,7 +16,13 @@ from PIL import Image
 
 import generate_ddlp_video_prediction as generation
 from eval import eval_gen_metrics
-from eval.eval_gen_metrics import OverTime, eval_ddlp_im_metric, measure_predictions, prediction_videos
+from eval.eval_gen_metrics import (
+    OverTime,
+    baseline_predictions,
+    eval_ddlp_im_metric,
+    measure_predictions,
+    prediction_videos,
+)
 from eval.eval_model import animate_trajectory_ddlp, evaluate_validation_elbo_dyn
 from eval.image_metrics import ImageMetrics
 from rundir.prediction import data_config
@@ -261,6 +268,26 @@ def test_of_the_training_set_windows_from_all_over_it_are_measured(run, balls_da
     x = torch.stack([x[e, f : f + HORIZON] for e, f in (windows[0], windows[4], windows[9], windows[13])])
     psnr = plain_metrics(x, predict(run, x)[0])[0]
     assert over_time["psnr"].means() == pytest.approx(psnr.mean(0).tolist(), rel=1e-3)
+
+
+@pytest.mark.parametrize(("rows", "velocity"), [([5.0], 0), ([0.0, 8.0], 8), ([0.0, 8.0, 9.0, 10.0, 12.0, 15.0], 2)])
+def test_particles_go_straight_on_as_in_the_last_three_steps_that_are_seen(rows, velocity):
+    seen = len(rows)
+    values = torch.tensor([*rows, 99.0, 99.0]).view(1, -1, 1, 1).expand(-1, -1, 4, 2)
+    names = ("z_pos", "z_scale", "z_depth", "z_obj_on", "z_features", "z_bg_features")
+    model = SimpleNamespace(render=lambda particles: particles.z)
+    video = torch.zeros(1, seen + 2, 3, 8, 8)
+    drawn, straight = baseline_predictions(model, video, dict.fromkeys(names, values), seen)["_straight"]
+    assert straight["z_pos"][0, :, 3, 1].tolist() == [*rows, rows[-1] + velocity, rows[-1] + 2 * velocity]
+    assert torch.equal(drawn, straight["z_pos"])
+    assert straight["z_scale"][0, :, 3, 1].tolist() == [*rows, rows[-1], rows[-1]]
+
+
+def test_equal_values_do_not_vary():
+    for value in torch.linspace(0.01, 99, 200, dtype=torch.float64):
+        sums = OverTime.empty(1, "cpu")
+        sums.add(value.expand(1, 7))
+        assert sums.mean_and_std()[1] == pytest.approx(0, abs=1e-4)
 
 
 def test_values_that_are_missing_do_not_count():

@@ -97,6 +97,7 @@ def still_particles(**changed):
         ({"moved": {(3, 0): (10.0, 2.0)}, "hidden": [(3, 1)]}, [1, 1, 1], [1, 1, 1]),
         ({"hidden": [(4, 2), (4, 3)]}, [1, 1, 1], [1, 1, 0]),
         ({"moved": {(2, 2): (30.0, 41.0), (2, 3): (30.0, 41.0)}}, [1, 1, 1], [0, 0, 0]),  # out of 40 pixels
+        ({"moved": {(3, 0): (-1.0, 10.0), (3, 1): (-1.0, 10.0)}}, [1, 0, 0], [1, 1, 1]),  # out at the other side
         # The second's particles join the first: as far as they are concerned nothing is wrong.
         ({"moved": {(4, 2): (10.0, 10.0), (4, 3): (10.0, 10.0)}}, [1, 1, 1], [1, 1, 1]),
         ({"moved": {(1, 2): (1.0, 1.0), (1, 3): (1.0, 1.0)}}, [1, 1, 1], [0, 0, 0]),  # not found when seen last

@@ -556,6 +556,7 @@ class TrainingLoop:
 
 
 def divisors(number):
+    """The divisors of a whole number from 1 on, in order."""
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
