@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from datasets.frame_cache import with_frame_cache
 from utils.errors import UserError
-from utils.legal import check_choice, illegal
+from utils.legal import check_choice, whole_number
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 DARK = 32  # of 255: what is nowhere brighter is nearly black
@@ -153,10 +153,3 @@ def why_empty(frames):
     if len(frames) > 1 and all(np.array_equal(frame, frames[0]) for frame in frames):
         return "are all the same"
     return None
-
-
-def whole_number(name, value):
-    """`value` as an int; UserError unless it is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise illegal(name, value, "a whole number of at least 1")
-    return int(value)

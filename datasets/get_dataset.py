@@ -33,7 +33,7 @@ from datasets.episodes import EpisodeVideos, why_empty
 from datasets.item_check import CheckedItems
 from datasets.loading import Loader
 from utils.errors import UserError
-from utils.legal import illegal
+from utils.legal import illegal, whole_number
 
 _LOOKED_AT = 8  # items of a training set that are looked at before training
 
@@ -117,8 +117,8 @@ def get_video_dataset(ds, root, seq_len=1, mode="train", image_size=128, num_ite
 
 def _make(kind, ds, root, mode, image_size, seq_len, num_items, cache, as_uint8):
     variant = _variant(kind, ds)
-    if num_items is not None and (isinstance(num_items, bool) or not isinstance(num_items, int) or num_items < 1):
-        raise illegal("num_items", num_items, "a whole number of at least 1, or None")
+    if num_items is not None:
+        whole_number("num_items", num_items)
     options = {"num_items": num_items} if _VARIANTS[ds].takes_num_items else {}
     if _VARIANTS[ds].decodes:
         options |= {"cache": cache, "as_uint8": as_uint8}

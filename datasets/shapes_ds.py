@@ -25,7 +25,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from utils.errors import UserError
 from utils.files import atomic_write, available_cores, file_lock, remove_abandoned
-from utils.legal import check_choice, illegal
+from utils.legal import check_choice, whole_number
 from utils.progress import progress_bar
 
 DEFAULT_ROOT = "./data/shapes"
@@ -165,9 +165,9 @@ class ShapesDataset(Dataset):
     def __init__(self, root, mode="train", image_size=64, num_images=None, seed=0):
         check_choice("mode", mode, _MODES)
         mode = "val" if mode == "valid" else mode
-        image_size = _whole_number("image_size", image_size, ShapesDrawing.max_size)
-        self._num_images = _NUM_IMAGES[mode] if num_images is None else _whole_number("num_images", num_images, 1)
-        self._drawing = ShapesDrawing(_whole_number("seed", seed, 0), _MODES[mode], image_size)
+        image_size = whole_number("image_size", image_size, ShapesDrawing.max_size)
+        self._num_images = _NUM_IMAGES[mode] if num_images is None else whole_number("num_images", num_images, 1)
+        self._drawing = ShapesDrawing(whole_number("seed", seed, 0), _MODES[mode], image_size)
         root = Path(DEFAULT_ROOT if root is None else root)
         stem = f"{mode}_{image_size}x{image_size}_{self._num_images}_seed{self._drawing.seed}"
         self._images_path = root / f"{stem}.npy"
@@ -306,20 +306,20 @@ def generate_shape_dataset_torch(
     `img_size`, `min_size` and `max_size` are in pixels; `min_shapes` to `max_shapes` shapes are drawn per image.
     Every call draws new images, seeded from torch's global generator. Raises UserError for an illegal argument.
     """
-    min_shapes = _whole_number("min_shapes", min_shapes, 0)
-    min_size = _whole_number("min_size", min_size, 2)
-    max_size = _whole_number("max_size", max_size, min_size)
+    min_shapes = whole_number("min_shapes", min_shapes, 0)
+    min_size = whole_number("min_size", min_size, 2)
+    max_size = whole_number("max_size", max_size, min_size)
     drawing = ShapesDrawing(
         seed=int(torch.randint(2**63 - 1, ())),
         stream=0,
-        image_size=_whole_number("img_size", img_size, max_size),
+        image_size=whole_number("img_size", img_size, max_size),
         min_shapes=min_shapes,
-        max_shapes=_whole_number("max_shapes", max_shapes, max(min_shapes, 1)),
+        max_shapes=whole_number("max_shapes", max_shapes, max(min_shapes, 1)),
         min_size=min_size,
         max_size=max_size,
         allow_overlap=bool(allow_overlap),
     )
-    num_images = _whole_number("num_images", num_images, 1)
+    num_images = whole_number("num_images", num_images, 1)
     images = torch.empty(num_images, 3, drawing.image_size, drawing.image_size)
     with closing(draw_shapes(drawing, num_images)) as records:
         for index, record in enumerate(progress_bar(records, "drawing shapes", num_images, unit="image")):
@@ -330,10 +330,3 @@ def generate_shape_dataset_torch(
 def _to_tensor(image):
     """uint8 [H, W, 3] -> float32 [3, H, W] in 0..1."""
     return torch.from_numpy(image.transpose(2, 0, 1).copy()).float() / 255
-
-
-def _whole_number(name, value, lowest):
-    """`value` as an int; UserError unless it is a whole number of at least `lowest`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < lowest:
-        raise illegal(name, value, f"a whole number of at least {lowest}")
-    return int(value)

@@ -28,6 +28,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from datasets.frame_sources import note_file
 from datasets.preparation import (
     check_space,
     find_ranges,
@@ -36,6 +37,7 @@ from datasets.preparation import (
     unwritable_as_user_error,
     working_folder,
 )
+from datasets.video_files import open_image
 from utils.errors import UserError, run_command
 from utils.files import atomic_write, available_cores, given_path, is_clutter
 from utils.legal import check_at_least_1, illegal
@@ -87,14 +89,9 @@ def _check_gaps(folder, numbers, allow_gaps):
 
 def read_frame(path):
     """One frame: uint8 [128, 128, 3], RGB. Raises UserError for a file that is not a whole image of a legal kind."""
-    try:
-        with Image.open(path) as image:
-            _check_image(path, image)
-            return np.asarray(image.convert("RGB").crop(CROP).resize(IMAGE_SHAPE[:2], Image.Resampling.BICUBIC))
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: is not a whole image that can be read: {error}") from error
+    with open_image(path, ("PNG", "JPEG"), "a whole image (PNG, JPEG)") as image:
+        _check_image(path, image)
+        return np.asarray(image.convert("RGB").crop(CROP).resize(IMAGE_SHAPE[:2], Image.Resampling.BICUBIC))
 
 
 def _check_image(path, image):
@@ -145,8 +142,7 @@ def _fingerprint(paths):
     """A text that changes with the frames: their names, sizes and times."""
     digest = hashlib.sha256()
     for path in paths:
-        status = path.stat()
-        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        note_file(digest, path.name, path)
     return digest.hexdigest()
 
 

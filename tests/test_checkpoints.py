@@ -11,7 +11,9 @@ from eval.eval_gen_metrics import measure_predictions, measure_reconstructions
 from eval.image_metrics import ImageMetrics
 from eval.tracking import pixel_positions
 from rundir import load_model
+from rundir.edits import Edit
 from tests.balls import ROOT
+from what_if import what_if
 
 CHECKPOINTS = ROOT / "checkpoints"
 
@@ -45,6 +47,38 @@ def test_ddlp_balls_predicts_the_balls(balls):
     assert error[0] < 1 and error[4] < 5 and error[9] < 10
     assert all(a < b / 2 for a, b in zip(error, still, strict=True))
     assert measured["whole"].means()[-1] > 0.95
+
+
+def test_ddlp_obj3d_like_predicts_better_than_a_still_frame():
+    """About as its README says, on the ten examples."""
+    model, examples = load_model(CHECKPOINTS / "ddlp-obj3d_like"), Examples(ROOT / "assets" / "obj3d_like")
+    images = ImageMetrics(("psnr",), torch.device("cpu"))
+    measured = measure_predictions(model, examples, images, 30, 10, position=True, baselines=True)
+    error, still = (measured[name].means() for name in ("position_error", "position_error_still"))
+    assert all(error[ahead - 1] < still[ahead - 1] for ahead in (5, 10, 20))
+    assert measured["psnr"].means()[0] > 26
+
+
+def test_a_body_of_obj3d_like_moves_with_its_particles():
+    """In most examples the pixels of the first body's colour move as its particles do, 8 pixels to the right; where
+    another body shows that colour, or hides it, they do not."""
+    model, shift, moved = load_model(CHECKPOINTS / "ddlp-obj3d_like"), (0.0, 0.25), 0
+    for video, positions, sizes, _, in_camera in Examples(ROOT / "assets" / "obj3d_like"):
+        points = pixel_positions(model.track(video[None, :10]).z[0, -1], 64)
+        row, column = positions[9, 0].long().tolist()
+        particles = ((points - positions[9, 0]).norm(dim=-1) < sizes[9, 0]).nonzero()[:, 0].tolist()
+        if not (in_camera[9, 0] and particles):
+            continue
+        compared = what_if(model, video, [Edit("move", tuple(particles), shift)], 11, 10)
+        color = video[9, :, row, column]
+        before, after = (_middle(frames[9], color) for frames in (compared.video, compared.altered_video))
+        moved += (after - before - torch.tensor(shift) * 63 / 2).norm() < 1.5
+    assert moved >= 6
+
+
+def _middle(frame, color):
+    """The mean position (row, column), pixels, of what has about that colour in a frame [3, H, W]."""
+    return ((frame - color[:, None, None]).norm(dim=0) < 0.25).nonzero().float().mean(0)
 
 
 def test_ddlp_demo_beats_a_still_frame_at_every_predicted_frame():

@@ -261,6 +261,7 @@ LEGAL = [
     {"metrics": ["psnr"]},
     {"warmup_epoch": 0, "num_workers": 0, "beta_kl": 0, "dropout": 0, "weight_decay": 1e-4, "seed": 2**32 - 1},
     {"train_size": 32, "val_size": 1},
+    {"start_dyn_epoch": 3, "dyn_only_epoch": 3},
     {"load_model": True, "pretrained_path": "weights.pth"},
     {"enc_channels": [5, 20]},
     {"image_size": 256},

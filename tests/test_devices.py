@@ -112,6 +112,7 @@ def test_a_deterministic_step_runs_no_operation_that_is_not(task_class, determin
 
     def operations():
         task = task_class(config, accelerator)
+        task._open_metrics()  # without the data
         with Operations() as found:
             model = task.build_model()
             batch = [torch.rand(2, *(4,) * (task.kind == "ddlp"), 3, 32, 32)]

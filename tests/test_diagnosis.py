@@ -81,6 +81,12 @@ def test_what_does_not_change_has_no_share():
     assert health["bg_share"] == health["fg_share"] == 0
 
 
+def test_what_is_drawn_worse_than_not_at_all_has_no_share():
+    x = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    health = training_health(x, output_of(x, 3 * x, 9 * x, [[0.0] * 3] * 2, [[0.5] * 3] * 2))
+    assert health["bg_share"] == health["fg_share"] == 0
+
+
 def test_the_shipped_model_draws_what_moves_with_its_particles():
     run = Run.open(ROOT / "checkpoints" / "ddlp-balls")
     frames = [np.asarray(_image(ROOT / "assets" / "balls" / "0" / f"{i}.png")) for i in range(1, 12)]

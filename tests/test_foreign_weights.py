@@ -283,7 +283,7 @@ def test_the_case_of_a_prefix(capsys):
         (b"", "it is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "it is a Git LFS pointer"),
         (b"\n<!DOCTYPE html><html></html>", "it is a web page"),
-        (gzip.compress(b"0"), "it is a gzip archive: unpack it"),
+        (gzip.compress(b"0", mtime=0), "it is a gzip archive: unpack it"),
         (archive("weights.txt"), "it is a zip archive: unpack it"),
         (archive("a.npy", "b.npy"), "it is a file of NumPy arrays"),
         (archive("x/constants.pkl", "x/data.pkl"), "it is a TorchScript program"),

@@ -514,9 +514,13 @@ def test_traffic_refusals(tmp_path, recording, monkeypatch):
     )
     assert f"--frames: {frames}/12.jpg and {frame} have the same number" in message(save(smooth_image(0), "12.jpg"))
     assert f"{frames}/cover.png has no number" in message(save(smooth_image(0), "cover.png"))
-    assert f"{frame}: is not a whole image that can be read: " in message(cut)
-    assert f"{frame}: is not a whole image that can be read: " in message(lambda path: path.write_text("text"))
-    assert f"{frame}: is not a whole image that can be read: " in message(lambda path: path.write_bytes(b""))
+    assert f"{frame}: cannot be read: it is empty, damaged or something else" in message(cut)
+    assert f"{frame}: cannot be read: it is empty, damaged or something else" in message(
+        lambda path: path.write_text("text")
+    )
+    assert f"{frame}: cannot be read: it is empty, damaged or something else" in message(
+        lambda path: path.write_bytes(b"")
+    )
     assert f"{frame}: has 479 x 430 pixels; the box (60, 0, 480, 420) that is cut out needs at least 480 x 420" in (
         message(save(smooth_image(0, (479, 430))))
     )

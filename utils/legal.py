@@ -35,6 +35,13 @@ def check_at_least_1(name, value):
     check(name, value, "at least 1", value >= 1)
 
 
+def whole_number(name, value, lowest=1):
+    """`value` as an int; `UserError` unless it is a whole number of at least `lowest`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < lowest:
+        raise illegal(name, value, f"a whole number of at least {lowest}")
+    return int(value)
+
+
 class Legal(NamedTuple):
     """Which values of a key's type are legal, in words and as a test."""
 
