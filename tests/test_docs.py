@@ -63,3 +63,20 @@ def test_the_readme_is_short_and_the_contents_are_complete():
     contents = (ROOT / "docs" / "README.md").read_text()
     missing = [path.name for path in (ROOT / "docs").iterdir() if path.is_file() and f"({path.name})" not in contents]
     assert missing == ["README.md"]
+
+
+def test_the_readmes_python_runs_and_makes_the_shapes_that_it_says(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names = {}
+    exec(code, names)
+    shapes = {name: list(names[name].shape) for name in ("z", "moved", "video", "prediction", "videos")}
+    assert shapes == {
+        "z": [4, 10, 2],
+        "moved": [4, 3, 64, 64],
+        "video": [2, 10, 3, 64, 64],
+        "prediction": [2, 30, 3, 64, 64],
+        "videos": [4, 50, 3, 64, 64],
+    }
+    compared = names["compared"]
+    assert compared.video.shape == compared.altered_video.shape == (30, 3, 64, 64)
