@@ -73,16 +73,12 @@ def draw_editor(out):
     window = EditorWindow(demo.ROOT / "checkpoints", demo.ROOT / "assets", torch.device("cpu"), scale=1)
     window.geometry(f"{WINDOW}+0+0")
     hand = Hand(window)
-    window.documents.choose_model("ddlp-balls")
-    hand.see("open a model", lambda: window.image is not None)
-    hand.rest("open a model")
-    window.canvas.focus_force()  # there is no window manager to give it the keys
+    hand.open_model("ddlp-balls")
     hand.press_key("the last frame", "End")
-    points = window.state.shown.z[0]
-    k = points[:, 0].argmin().item()  # the highest ball's
+    k = window.state.shown.z[0, :, 0].argmin().item()  # the highest ball's
     window.editing.select([k], extend=False)
     window.editing.select_object()
-    hand.drag("drag a ball", [round(value) for value in window.canvas.to_canvas(*points[k].tolist())], WAY)
+    hand.drag_particle(k, WAY)
     grab(window, out / "editor.png")
     hand.press_key("predict", "space", lambda: window.viewing.player is not None)
     player = window.viewing.player

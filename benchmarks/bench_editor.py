@@ -114,11 +114,19 @@ class Hand:
         self.give("<ButtonRelease-1>", widget, x=x + dx, y=y + dy, state=PRESSED)
         self.rest(f"let go of {action.removeprefix('drag ')}")
 
-    def drag_particle(self, k):
-        """Drag a particle to the middle of the picture."""
+    def open_model(self, name):
+        """Open a model, with its first example."""
+        self.window.documents.choose_model(name)
+        self.see("open a model", lambda: self.window.image is not None)
+        self.rest("open a model")
+        self.window.canvas.focus_force()  # there is no window manager to give it the keys
+
+    def drag_particle(self, k, way=None):
+        """Drag a particle by `way` pixels, or to the middle of the picture."""
         canvas, state = self.window.canvas, self.window.state
         start = [round(value) for value in canvas.to_canvas(*state.shown.z[0, k].tolist())]
-        way = [size // 2 - value for size, value in zip(canvas.size, start, strict=True)]
+        if way is None:
+            way = [size // 2 - value for size, value in zip(canvas.size, start, strict=True)]
         self.drag("drag a particle", start, way)
 
     def print_table(self):
@@ -151,12 +159,9 @@ def measure(args):
         return decoded
 
     viewing.decode = timed_decode
-    window.documents.choose_model(args.model)
-    hand.see("open a model", lambda: window.image is not None)
+    hand.open_model(args.model)
     if not window.state.scene.loaded.is_dynamic:
         raise UserError(f"--model is {args.model}; legal: a DDLP's or a DiffuseDDLP's")
-    hand.rest("open a model")
-    window.canvas.focus_force()  # there is no window manager to give it the keys
     for k in range(min(args.drags, window.state.scene.count)):
         hand.drag_particle(k)
     slider = window.panel.sliders["scale"].scale
