@@ -880,9 +880,9 @@ class DiffuseDDLP(nn.Module):
         )
 
     def _denoiser(self):
-        width, pint = self.layout.width, self.ddlp_config
+        width, pint, dropout = self.layout.width, self.ddlp_config, self.config.denoiser_dropout
         if self.config.denoiser == "unet":
-            return UNetDenoiser(width, pint.pint_dim, pint.pint_heads, max_particles=self.num_tokens)
+            return UNetDenoiser(width, pint.pint_dim, pint.pint_heads, dropout, max_particles=self.num_tokens)
         return PINTDenoiser(
             width,
             pint.pint_dim,
@@ -890,6 +890,7 @@ class DiffuseDDLP(nn.Module):
             n_head=pint.pint_heads,
             n_layer=pint.pint_layers,
             block_size=self.config.diffuse_frames,
+            dropout=dropout,
             max_particles=self.num_tokens,
         )
 

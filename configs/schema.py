@@ -21,6 +21,7 @@ from utils.errors import UserError
 from utils.files import read_json
 from utils.legal import (
     AFFIX,
+    BELOW_1,
     BETAS,
     DEVICE,
     FRACTION,
@@ -335,6 +336,7 @@ class DiffuseConfig(BaseConfig):
     ddlp_ckpt: str | None = key(None, "file of the DDLP's weights; null: found in ddlp_dir", NOT_EMPTY, is_path=True)
     result_dir: str | None = key(None, "run directory to continue; null: a new one", NOT_EMPTY, is_path=True)
     denoiser: str = key("pint", "PINT's transformer, or a U-Net to compare it with", one_of("pint", "unet"))
+    denoiser_dropout: float = key(0.1, "dropout in the denoiser", BELOW_1)
     sampler: str = key(DEFAULT_SAMPLER, "how samples are drawn", one_of(*SAMPLERS), resumable=True)
     sampling_steps: int | None = key(
         None,

@@ -25,6 +25,7 @@ RELEASED = {
 }
 ADDED = {
     "denoiser": "pint",
+    "denoiser_dropout": 0.1,
     "sampler": "dpm++",
     "sampling_steps": None,
     "save_and_sample_every": 1000,

@@ -760,6 +760,19 @@ def test_the_loss_of_videos_is_that_of_their_tokens(options, d_bg):
     assert model.diffusion.clip_denoised is (options.get("particle_norm") != "std")
 
 
+@pytest.mark.parametrize("kind", ["pint", "unet"])
+def test_the_denoisers_dropout(kind):
+    def is_random(**options):
+        denoiser = build(denoiser=kind, **options).diffusion.model.train()
+        x, time = torch.randn(2, T, K + 1, denoiser.features_dim), torch.tensor([3, 9])
+        with torch.no_grad():
+            return not torch.equal(denoiser(x, time), denoiser(x, time))
+
+    assert is_random()  # 0.1, as published
+    assert is_random(denoiser_dropout=0.5)
+    assert not is_random(denoiser_dropout=0.0)
+
+
 def test_only_the_diffusion_is_trained():
     model = build().train()
     assert model.diffusion.training and not any(module.training for module in model.ddlp.modules())
