@@ -597,8 +597,9 @@ class ObjectDynamicsDLP(ParticleModel):
     ):
         """Encode, decode and predict.
 
-        x: clips [B, T + 1, C, H, W], or their `Posterior`, from which PINT alone predicts; forward_dyn=False: without
-        the dynamics, the frames as images of one batch; num_static_frames: frames with proposals of their own;
+        x: clips [B, T + 1, C, H, W], or their `Posterior`, from which PINT alone predicts, and only the frames after
+        the static ones; forward_dyn=False: without the dynamics, the frames as images of one batch; num_static_frames:
+        frames with proposals of their own;
         pint_noise: the standard deviation of noise on the positions that PINT sees; the rest as for
         `ObjectDLP.forward`, whose dict is returned too, batch [B * (T + 1), ...], with, [B, T, ...], PINT's prediction
         for each frame but the first: `mu_dyn` and `logvar_dyn` (position), `mu_*_dyn` and `logvar_*_dyn` of scale,
@@ -606,7 +607,8 @@ class ObjectDynamicsDLP(ParticleModel):
         """
         if isinstance(x, Posterior):
             past = x.sample(deterministic).frames(slice(None, -1))
-            return prediction_dict(self._predict_noisily(past, pint_noise), "_dyn")
+            last = max(x.z_base.shape[1] - num_static_frames, 1)
+            return prediction_dict(self._predict_noisily(past, pint_noise, last), "_dyn")
         stage = Stage(deterministic, warmup, noisy)
         self._check_clip(x, x_prior, self.timestep_horizon + 1 if forward_dyn else None)
         clip = x if forward_dyn else _as_images(x)
@@ -629,11 +631,12 @@ class ObjectDynamicsDLP(ParticleModel):
         self._encode_background(x.flatten(0, 1), encoding, Stage())
         return encoding.posterior.split_time(x.shape[1])
 
-    def _predict_noisily(self, past, noise):
-        """PINT's `Prediction` from `Particles` whose positions get noise of that standard deviation first."""
+    def _predict_noisily(self, past, noise, last=None):
+        """PINT's `Prediction` from `Particles` whose positions get noise of that standard deviation first; last: as
+        for `DynamicsDLP.predict`."""
         if noise:
             past = replace(past, z=past.z + noise * torch.randn_like(past.z))
-        return self.dyn_module.predict(past)
+        return self.dyn_module.predict(past, last)
 
     def _check_clip(self, x, x_prior=None, num_frames=None):
         self._check_input(x, x_prior, dims=(5,))
@@ -827,8 +830,8 @@ class ObjectDynamicsDLP(ParticleModel):
 
     def _dynamics_kl(self, posterior, output, discount, balance, num_static):
         """The dynamics' KL of the frames after the static ones, weighted by the discount: a scalar."""
-        predicted = prediction_of(output).frames(slice(num_static - 1, None))
-        kl = dynamics_kl(posterior.frames(slice(num_static, None)), predicted, balance)
+        frames = posterior.frames(slice(num_static, None))
+        kl = dynamics_kl(frames, self._last_predictions(output, frames.z_base.shape[1]), balance)
         return (self._discount(discount, kl.shape[1], kl) * kl).sum(-1).mean()
 
     def _position_error(self, posterior, output, discount, num_static):
@@ -839,9 +842,15 @@ class ObjectDynamicsDLP(ParticleModel):
         a tenth of the steps.
         """
         frames = posterior.frames(slice(num_static, None))
-        predicted = prediction_of(output).frames(slice(num_static - 1, None)).position.mean
+        predicted = self._last_predictions(output, frames.z_base.shape[1]).position.mean
         error = (predicted - (frames.z_base + frames.offset.mean).detach()).abs().sum((-2, -1))
         return (self._discount(discount, error.shape[1], error) * error).sum(-1).mean()
+
+    @staticmethod
+    def _last_predictions(output, count):
+        """PINT's `Prediction` of the last `count` frames."""
+        prediction = prediction_of(output)
+        return prediction.frames(slice(prediction.position.mean.shape[1] - count, None))
 
     def _discount(self, discount, count, like):
         """The weights of the `count` frames after the static ones, [count]."""

@@ -42,7 +42,8 @@ def main(arguments=None):
         return model.calc_elbo(x[: args.batch_size], model(x[: args.batch_size], alpha_masks=False))["loss"]
 
     def alone():
-        return model.calc_dynamics_loss(posteriors, model(posteriors))["loss"]
+        prediction = model(posteriors, num_static_frames=config.num_static_frames)
+        return model.calc_dynamics_loss(posteriors, prediction, num_static=config.num_static_frames)["loss"]
 
     def clips_per_second(loss, clips, learns_all):
         model.set_require_grad(learns_all, learns_all, learns_all)

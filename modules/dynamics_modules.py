@@ -81,13 +81,13 @@ class ParticleTransformer(nn.Module):
         """The blocks' attention biases, a list: they do not change from call to call."""
         return [block.attn.bias(n_frames, n_particles) for block in self.blocks]
 
-    def forward(self, x, biases=None, last_only=False):
-        """biases: those of `biases`, if they are known; last_only: give the last frame alone, [B, 1, N, C]."""
+    def forward(self, x, biases=None, last=None):
+        """biases: those of `biases`, if they are known; last: give so many last frames alone, [B, last, N, C]."""
         T, N = x.shape[1:3]
         biases = self.biases(T, N) if biases is None else biases
         x = x.flatten(1, 2)  # frame by frame
         for block, bias in zip(self.blocks, biases, strict=True):
-            x = block(x, bias, N if last_only and block is self.blocks[-1] else None)
+            x = block(x, bias, N * last if last and block is self.blocks[-1] else None)
         return self.head(self.ln_f(x)).unflatten(1, (-1, N))
 
 
@@ -199,9 +199,11 @@ class DynamicsDLP(nn.Module):
             self.depth_logvar_from_mean = bool(state_dict.pop(prefix + DEPTH_MARK, True))
         super()._load_from_state_dict(state_dict, prefix, *others)
 
-    def predict(self, particles):
-        """`Particles` [B, T, ...], T <= block_size -> `Prediction` [B, T, ...] of each frame's successor."""
-        return self._decode(self.particle_transformer(self.particle_projection(particles)), particles)
+    def predict(self, particles, last=None):
+        """`Particles` [B, T, ...], T <= block_size -> `Prediction` [B, T, ...] of each frame's successor, or with
+        `last` [B, last, ...], of the successors of so many last frames."""
+        tokens = self.particle_transformer(self.particle_projection(particles), last=last)
+        return self._decode(tokens, particles if last is None else particles.frames(slice(-last, None)))
 
     def _decode(self, tokens, particles):
         """The transformer's output and the particles that it saw -> `Prediction`."""
@@ -228,7 +230,7 @@ class DynamicsDLP(nn.Module):
         for _ in range(steps):
             if biases is None or biases[0].shape[-1] != tokens.shape[1] * tokens.shape[2]:
                 biases = self.particle_transformer.biases(*tokens.shape[1:3])
-            hidden = self.particle_transformer(tokens, biases, last_only=True)
+            hidden = self.particle_transformer(tokens, biases, last=1)
             following = self._decode(hidden, last).sample(deterministic)
             last = following if constrain is None else constrain(following)
             unrolled.append(last)

@@ -262,10 +262,10 @@ def test_the_position_error_joins_the_loss(config):
     plain, both = (model.calc_elbo(clip, output, beta_dyn_l1=weight, **options)["loss"] for weight in (0, 3.0))
     torch.testing.assert_close(both - plain, 3.0 * expected / frames, rtol=1e-4, atol=1e-4)
     posterior = model.encode_posterior(clip, 2)
-    alone = model(posterior, deterministic=True)
+    alone = model(posterior, deterministic=True, num_static_frames=2)
     means = posterior.z_base + posterior.offset.mean
     expected = sum(
-        weight * (alone["mu_dyn"][:, t - 1] - means[:, t]).abs().sum() / 2
+        weight * (alone["mu_dyn"][:, t - 2] - means[:, t]).abs().sum() / 2
         for t, weight in zip(range(2, frames), discount, strict=False)
     )
     plain, both = (
@@ -315,8 +315,8 @@ def test_particles_from_elsewhere_under_new_dynamics(config, tmp_path, kind):
 def test_noise_on_what_pint_sees(config, monkeypatch):
     seen = []
     loop = new_loop(config, pint_noise=0.5, **ALONE)
-    predict = loop.bare_model.dyn_module.predict
-    monkeypatch.setattr(loop.bare_model.dyn_module, "predict", lambda past: seen.append(past.z) or predict(past))
+    dynamics, predict = loop.bare_model.dyn_module, loop.bare_model.dyn_module.predict
+    monkeypatch.setattr(dynamics, "predict", lambda past, last: seen.append(past.z) or predict(past, last))
     clip = next(iter(loop._make_loader()))[0] / 255
     output = loop.model(clip, deterministic=True, pint_noise=0.5, num_static_frames=2)
     noise = seen[0] - output["z"].unflatten(0, clip.shape[:2])[:, :-1]

@@ -266,7 +266,7 @@ class DDLPTask(ParticleTask):
         config = self.config
         return self.model.calc_dynamics_loss(
             posterior,
-            model(posterior, pint_noise=config.pint_noise),
+            model(posterior, num_static_frames=config.num_static_frames, pint_noise=config.pint_noise),
             config.beta_dyn,
             dynamic_discount(progress, config, posterior.z_base.device),
             beta_dyn_l1=config.beta_dyn_l1,
