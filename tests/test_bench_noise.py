@@ -1,0 +1,32 @@
+"""The benchmark of the noise that PINT sees in training."""
+
+import numpy as np
+import pytest
+
+from benchmarks import bench_noise
+from datasets.balls_preparation import BallsOptions, make_episodes
+from utils.errors import UserError
+
+
+def test_errors_are_those_of_the_files_positions(capsys):
+    """The still frame's row, against the positions that balls_preparation.py writes."""
+    bench_noise.main(["--noise", "0", "0.5:0", "--steps", "2", "--episodes", "3", "--test_episodes", "4"])
+    head, still, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert head[2:] == ["1", "5", "10", "20", "30"] and [row[0] for row in rows] == ["0", "0.5:0"]
+    positions = make_episodes(BallsOptions(num_frames=60), "test", range(4))["positions"]
+    expected = [
+        np.linalg.norm(positions[:, 9] - positions[:, 9 + ahead], axis=-1).mean() for ahead in (1, 5, 10, 20, 30)
+    ]
+    assert [float(value) for value in still[2:]] == pytest.approx(expected, abs=0.006)
+    assert all(0 < float(value) < 100 for row in rows for value in row[1:])
+
+
+@pytest.mark.parametrize("text, levels", [("0.02", (0.02, 0.02)), ("0.03:0.01", (0.03, 0.01)), ("0", (0, 0))])
+def test_noise_is_a_number_or_falls(text, levels):
+    assert bench_noise.parsed_noise(text) == levels
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "0.1:", "0.1:nan", "inf", "0.1:0.2:0.3"])
+def test_other_noise_is_refused(text):
+    with pytest.raises(UserError, match=r"--noise is .*; legal: a number of at least 0, or FROM:TO"):
+        bench_noise.parsed_noise(text)
