@@ -326,6 +326,9 @@ class DiffuseConfig(BaseConfig):
     batch_size: int = key(32, "clips in a batch, for each process", at_least(1))
     lr: float = key(8e-5, "Adam's learning rate", POSITIVE)
     train_num_steps: int = key(700_000, "training steps", at_least(1), resumable=True)
+    scheduler_gamma: float = key(
+        1.0, "factor of the learning rate after every save_and_sample_every steps", POSITIVE_TO_1
+    )
     diffusion_num_steps: int = key(1000, "steps of the diffusion's noise schedule", at_least(2))
     loss_type: str = key("l1", "error between the denoiser's output and its target", one_of(*LOSSES))
     particle_norm: str = key("minmax", "how particles are normalised", one_of("minmax", "std"))
@@ -390,6 +393,17 @@ class DiffuseConfig(BaseConfig):
 
     def check(self):
         sampling_steps(self.sampler, self.sampling_steps, self.diffusion_num_steps, "sampling_steps")
+        every, gamma = self.save_and_sample_every, self.scheduler_gamma
+        if gamma != 1 and self.train_num_steps % every:
+            legal = f"a multiple of save_and_sample_every {every}, as scheduler_gamma is {gamma}"
+            raise illegal("train_num_steps", self.train_num_steps, legal)
+
+    def resume(self, also=(), /, **changes):
+        every = changes.get("save_and_sample_every", self.save_and_sample_every)
+        if self.scheduler_gamma != 1 and every != self.save_and_sample_every:
+            reason = f"{self.save_and_sample_every}, as in the run that goes on, as scheduler_gamma is not 1"
+            raise illegal("save_and_sample_every", every, reason)
+        return super().resume(also, **changes)
 
 
 def base_of(file):

@@ -309,6 +309,11 @@ def test_what_may_change_when_a_run_goes_on(shapes):
     assert diffuse.resume(train_num_steps=5, sampler="ddim").sampler == "ddim"
     with pytest.raises(UserError, match=r"^loss_type is "):
         diffuse.resume(loss_type="l2")
+    assert diffuse.resume(save_and_sample_every=70).save_and_sample_every == 70
+    falling = diffuse.replace(scheduler_gamma=0.5)
+    assert falling.resume(train_num_steps=2000, save_and_sample_every=1000).train_num_steps == 2000
+    with pytest.raises(UserError, match=r"^save_and_sample_every is 70; legal: 1000, as in the run that goes on"):
+        falling.resume(save_and_sample_every=70)
 
 
 def test_not_an_object_is_refused():

@@ -24,6 +24,7 @@ RELEASED = {
     "result_dir": None,
 }
 ADDED = {
+    "scheduler_gamma": 1.0,
     "denoiser": "pint",
     "denoiser_dropout": 0.1,
     "sampler": "dpm++",
@@ -95,6 +96,11 @@ def test_keys_without_a_default(missing):
         ({"ddlp_dir": None}, "ddlp_dir is null; legal: a string, not empty"),
         ({"sampling_steps": 1001}, "sampling_steps is 1001; legal: 1 to 1000"),
         ({"sampler": "ddpm", "sampling_steps": 50}, "sampling_steps is 50; legal: 1000 with sampler ddpm"),
+        ({"scheduler_gamma": 0}, "scheduler_gamma is 0.0; legal: a finite number, above 0 and at most 1"),
+        (
+            {"scheduler_gamma": 0.9, "train_num_steps": 1500},
+            "train_num_steps is 1500; legal: a multiple of save_and_sample_every 1000, as scheduler_gamma is 0.9",
+        ),
         ({"lr": "fast"}, 'lr is "fast"; legal: a finite number, above 0'),
         ({"pint_dim": 8}, "unknown key pint_dim; legal: ds, ds_root, device"),
     ],

@@ -384,6 +384,16 @@ def test_more_steps_than_at_first(config, trained, tmp_path, capsys):
     assert_same_run(run, trained)
 
 
+def test_the_learning_rate_falls_after_every_interval(config, tmp_path):
+    falling = {**config, "scheduler_gamma": 0.5}
+    whole = train(tmp_path / "whole", falling, train_num_steps=150)
+    rates = [row["lr"] for row in whole.records()]
+    assert rates == pytest.approx([config["lr"], config["lr"] / 2, config["lr"] / 4])
+    part = train(tmp_path / "part", falling, train_num_steps=50)
+    resume(part, train_num_steps=150)
+    assert_same_run(part, whole)
+
+
 @pytest.mark.parametrize("step", [50, STEPS])
 def test_samples_that_could_not_be_drawn_are_drawn_when_the_run_goes_on(step, config, trained, tmp_path, monkeypatch):
     def fail():

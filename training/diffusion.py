@@ -47,7 +47,7 @@ class DiffusionTask(Task):
         return self.diffuse_ddlp.to(self.accelerator.device).diffusion
 
     def make_optimizer(self, model):
-        return make_adam(model.parameters(), self.config.lr, (0.9, 0.99)), 1.0
+        return make_adam(model.parameters(), self.config.lr, (0.9, 0.99)), self.config.scheduler_gamma
 
     def open_data(self):
         on_the_fly = self.config.encode_on_the_fly
