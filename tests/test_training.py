@@ -553,3 +553,8 @@ def test_the_scripts_start_and_stop_with_one_line(script, tmp_path, monkeypatch,
         capsys.readouterr().err
         == "error: missing: no such run directory; legal: a run directory, or its hparams.json\n"
     )
+
+
+def test_a_records_line_has_counts_in_full():
+    record = {"epoch": 123456, "iteration": 11220, "lr": 0.000123456, "loss": 97.45678}
+    assert loop.record_line(record) == "epoch 123456 iteration 11220 lr 0.0001235 loss 97.46"

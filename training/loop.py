@@ -288,7 +288,7 @@ class TrainingLoop:
             records = self.run.records()
             self.run.save_figure(f"{self.run.name}_graph", loss_graph(records, *self.task.graph))
             self.run.hand_on(record)
-        self._say(" ".join(f"{name} {value:.4g}" for name, value in record.items()) + self._time_left())
+        self._say(record_line(record) + self._time_left())
         if self.accelerator.is_main_process:
             for line in diagnose(records, self.config):
                 self._say(line)
@@ -563,3 +563,9 @@ def divisors(number):
 def mean_of(rows):
     """The mean of dicts of scalar tensors, of which there is one at least."""
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if len(rows) > 1 else rows[0]
+
+
+def record_line(record):
+    """A record of metrics.jsonl in a line: counts in full, other numbers in four digits."""
+    texts = {name: value if isinstance(value, int) else f"{value:.4g}" for name, value in record.items()}
+    return " ".join(f"{name} {text}" for name, text in texts.items())
