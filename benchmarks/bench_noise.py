@@ -29,6 +29,7 @@ from utils.legal import illegal
 
 SEEN, FRAMES = 10, 60
 AHEAD = 1, 5, 10, 20, 30
+BIAS_LR = 30  # the factor of the biases' learning rate, as `pint_bias_lr`
 
 
 def true_particles(options, split, number):
@@ -59,7 +60,9 @@ def trained(particles, levels, args):
     torch.manual_seed(args.seed)
     balls = particles.z.shape[2]
     pint = DynamicsDLP(3, 1, 128, 128, n_head=8, n_layer=4, block_size=SEEN, max_particles=balls + 1)
-    adam = make_adam(pint.parameters(), args.lr)
+    biases = [parameter for name, parameter in pint.named_parameters() if "rel_pos_bias" in name]
+    others = [parameter for name, parameter in pint.named_parameters() if "rel_pos_bias" not in name]
+    adam = make_adam([{"params": others}, {"params": biases, "lr": BIAS_LR * args.lr}], args.lr)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(adam, args.steps)
     for step in tqdm(range(args.steps), leave=False, disable=None):
         episodes = torch.randint(len(particles.z), (args.batch_size, 1))
@@ -86,7 +89,7 @@ def errors(predicted, truth, image_size):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--noise", nargs="+", default=["0", "0.01", "0.03", "0.03:0"], help="(%(default)s)")
-    parser.add_argument("--steps", type=int, default=3000, metavar="N", help="of training (%(default)s)")
+    parser.add_argument("--steps", type=int, default=1500, metavar="N", help="of training (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="windows a step (%(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, metavar="X", help="at first; it falls to 0 (%(default)s)")
     parser.add_argument("--episodes", type=int, default=1500, metavar="N", help="to train on (%(default)s)")

@@ -124,7 +124,7 @@ def test_the_generators_ddlp_predicts_from_as_few_frames_as_are_generated(balls)
 
 
 def test_generated_balls_keep_moving_within_the_picture():
-    """About as its README says: 2.2 to 3.3 pixels a frame on average, none outside."""
+    """About as its README says: 2.0 to 3.5 pixels a frame on average, none outside."""
     model = load_model(CHECKPOINTS / "diffuse-ddlp-balls")
     points = pixel_positions(model.sample_particles(8, 40, steps=20, seed=3).z, 64)
     moved = points.diff(dim=1).norm(dim=-1).mean((0, 2))
