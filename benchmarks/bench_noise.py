@@ -89,7 +89,7 @@ def errors(predicted, truth, image_size):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--noise", nargs="+", default=["0", "0.01", "0.03", "0.03:0"], help="(%(default)s)")
-    parser.add_argument("--steps", type=int, default=1500, metavar="N", help="of training (%(default)s)")
+    parser.add_argument("--steps", type=int, default=5000, metavar="N", help="of training (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="windows a step (%(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, metavar="X", help="at first; it falls to 0 (%(default)s)")
     parser.add_argument("--episodes", type=int, default=1500, metavar="N", help="to train on (%(default)s)")
