@@ -12,20 +12,20 @@ import math
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets.balls_ds import to_normalized
-from datasets.balls_preparation import BallsOptions, draw_start, simulate
+from datasets.balls_preparation import BallsOptions, make_trajectories
 from eval.tracking import pixel_positions
 from modules.dynamics_modules import DynamicsDLP
 from modules.particles import Particles
+from training.particles import groups_with_pint_biases
 from utils.device import make_adam
-from utils.errors import UserError, run_command
-from utils.legal import illegal
+from utils.errors import run_command
+from utils.legal import check_at_least_1, illegal
 
 SEEN, FRAMES = 10, 60
 AHEAD = 1, 5, 10, 20, 30
@@ -34,9 +34,7 @@ BIAS_LR = 30  # the factor of the biases' learning rate, as `pint_bias_lr`
 
 def true_particles(options, split, number):
     """The balls of so many episodes as `Particles` [number, FRAMES, n, ...], their colours the appearance."""
-    starts = [draw_start(options, split, index) for index in range(number)]
-    positions, velocities, colors = (np.stack(values) for values in zip(*starts, strict=True))
-    centres, _ = simulate(positions, velocities, options.radius, options.image_size, FRAMES)
+    centres, _, colors = make_trajectories(options, split, range(number))
     z = to_normalized(torch.from_numpy(centres), options.image_size).float()
     ones = torch.ones(*z.shape[:-1], 1)
     appearance = torch.from_numpy(colors).float()[:, None].expand(-1, FRAMES, -1, -1)
@@ -60,9 +58,7 @@ def trained(particles, levels, args):
     torch.manual_seed(args.seed)
     balls = particles.z.shape[2]
     pint = DynamicsDLP(3, 1, 128, 128, n_head=8, n_layer=4, block_size=SEEN, max_particles=balls + 1)
-    biases = [parameter for name, parameter in pint.named_parameters() if "rel_pos_bias" in name]
-    others = [parameter for name, parameter in pint.named_parameters() if "rel_pos_bias" not in name]
-    adam = make_adam([{"params": others}, {"params": biases, "lr": BIAS_LR * args.lr}], args.lr)
+    adam = make_adam(groups_with_pint_biases(pint, BIAS_LR * args.lr), args.lr)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(adam, args.steps)
     for step in tqdm(range(args.steps), leave=False, disable=None):
         episodes = torch.randint(len(particles.z), (args.batch_size, 1))
@@ -98,25 +94,24 @@ def main(arguments=None):
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the CPU (%(default)s)")
     args = parser.parse_args(arguments)
     for name in ("steps", "batch_size", "episodes", "test_episodes", "threads"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} is {getattr(args, name)}; legal: at least 1")
+        check_at_least_1(f"--{name}", getattr(args, name))
     noises = {text: parsed_noise(text) for text in args.noise}
     torch.set_num_threads(args.threads)
-    options = BallsOptions()
+    options = BallsOptions(num_frames=FRAMES)
     train, test = true_particles(options, "train", args.episodes), true_particles(options, "test", args.test_episodes)
     seen, truth = test.frames(slice(None, SEEN)), test.z
 
-    def print_row(name, values):
-        print(f"{name:12}" + "".join(f"{value:>8}" for value in values), flush=True)
+    def print_errors(name, predicted):
+        row = errors(predicted, truth, options.image_size)
+        print(f"{name:12}" + "".join(f"{error:8.2f}" for error in row), flush=True)
 
-    print_row("frames ahead", AHEAD)
-    still = seen.z[:, -1:].expand_as(truth)
-    print_row("still frame", [f"{error:.2f}" for error in errors(still, truth, options.image_size)])
+    print(f"{'frames ahead':12}" + "".join(f"{ahead:8}" for ahead in AHEAD))
+    print_errors("still frame", seen.z[:, -1:].expand_as(truth))
     for text, levels in noises.items():
         pint = trained(train, levels, args)
         with torch.no_grad():
             unrolled = pint.roll_out(seen, FRAMES - SEEN)
-        print_row(text, [f"{error:.2f}" for error in errors(unrolled.z, truth, options.image_size)])
+        print_errors(text, unrolled.z)
 
 
 if __name__ == "__main__":

@@ -221,11 +221,17 @@ def _coverage(centres, radius, side):
     return np.clip(np.diff(np.diff(corner, axis=1), axis=2), 0, 1)
 
 
-def make_episodes(options, split, indices):
-    """The episodes `indices` (a range of E) of `split`: a dict of the file's arrays, each [E, T, ...]."""
+def make_trajectories(options, split, indices):
+    """How the balls of the episodes `indices` (a range of E) of `split` move: positions and velocities, as of
+    `simulate`, and colors, float32 [E, n, 3]."""
     starts = [draw_start(options, split, index) for index in indices]
     positions, velocities, colors = (np.stack(entry) for entry in zip(*starts, strict=True))
-    p, v = simulate(positions, velocities, options.radius, options.image_size, options.num_frames)
+    return *simulate(positions, velocities, options.radius, options.image_size, options.num_frames), colors
+
+
+def make_episodes(options, split, indices):
+    """The episodes `indices` (a range of E) of `split`: a dict of the file's arrays, each [E, T, ...]."""
+    p, v, colors = make_trajectories(options, split, indices)
     balls = p.shape[:3]
     order = np.arange(options.num_balls, dtype=np.int32)
     return {

@@ -250,12 +250,10 @@ class DDLPTask(ParticleTask):
         return {**losses, **training_health(x, output)}
 
     def parameter_groups(self, model):
-        factor, named = self.config.pint_bias_lr, list(model.named_parameters())
-        if factor == 1.0:
+        config = self.config
+        if config.pint_bias_lr == 1.0:
             return super().parameter_groups(model)
-        biases = [parameter for name, parameter in named if "rel_pos_bias" in name]
-        others = [parameter for name, parameter in named if "rel_pos_bias" not in name]
-        return [{"params": others}, {"params": biases, "lr": factor * self.config.lr}]
+        return groups_with_pint_biases(model, config.pint_bias_lr * config.lr)
 
     def kind_of_step(self, progress):
         with_dynamics, alone = progress.epoch >= self.config.start_dyn_epoch, self._trains_dynamics_alone(progress)
@@ -367,6 +365,14 @@ def leaves_parameters_unused(config):
     """Whether some training steps leave parameters without a gradient: PINT's before the dynamics are trained, all
     others' once they alone are, the prior's where it is not trained."""
     return config.start_dyn_epoch > 0 or config.dyn_only_epoch is not None or not config.train_enc_prior
+
+
+def groups_with_pint_biases(model, lr):
+    """A model's parameters as two groups of an optimiser: all others, and PINT's biases, which learn at rate `lr`."""
+    named = list(model.named_parameters())
+    biases = [parameter for name, parameter in named if "rel_pos_bias" in name]
+    others = [parameter for name, parameter in named if "rel_pos_bias" not in name]
+    return [{"params": others}, {"params": biases, "lr": lr}]
 
 
 # --------------------------------------------------------------------------------------------------------- the command
