@@ -14,6 +14,7 @@ from configs.schema import Config
 from models import ObjectDynamicsDLP
 from utils.device import PRECISIONS, add_device_arguments, autocast, device_of, make_adam
 from utils.errors import run_command
+from utils.legal import check_at_least_1
 
 
 def main(arguments=None):
@@ -26,6 +27,8 @@ def main(arguments=None):
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="(%(default)s)")
     add_device_arguments(parser)
     args = parser.parse_args(arguments)
+    for name in ("batch_size", "alone_batch_size", "rounds", "threads"):
+        check_at_least_1(f"--{name}", getattr(args, name))
     torch.set_num_threads(args.threads)
     device, config = device_of(args), Config.load(args.dataset)
     model = ObjectDynamicsDLP.from_config(config).to(device)

@@ -18,6 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.errors import UserError, run_command
+from utils.legal import check_at_least_1
 
 ROOT = Path(__file__).resolve().parents[1]
 EVENT = 1 / 60  # seconds between two events of a mouse that is moved
@@ -32,7 +33,9 @@ def main(arguments=None):
     parser.add_argument("--drags", type=int, default=5, metavar="N", help="particles that are dragged (%(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="of the models (default: PyTorch's)")
     args = parser.parse_args(arguments)
+    check_at_least_1("--drags", args.drags)
     if args.threads is not None:
+        check_at_least_1("--threads", args.threads)
         torch.set_num_threads(args.threads)
     with virtual_screen():
         measure(args)

@@ -25,7 +25,7 @@ from modules.particles import Particles
 from training.particles import groups_with_pint_biases
 from utils.device import make_adam
 from utils.errors import run_command
-from utils.legal import check_at_least_1, illegal
+from utils.legal import check, check_at_least_1, illegal
 
 SEEN, FRAMES = 10, 60
 AHEAD = 1, 5, 10, 20, 30
@@ -95,6 +95,7 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     for name in ("steps", "batch_size", "episodes", "test_episodes", "threads"):
         check_at_least_1(f"--{name}", getattr(args, name))
+    check("--lr", args.lr, "a finite number above 0", 0 < args.lr < math.inf)
     noises = {text: parsed_noise(text) for text in args.noise}
     torch.set_num_threads(args.threads)
     options = BallsOptions(num_frames=FRAMES)

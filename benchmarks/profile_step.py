@@ -13,6 +13,7 @@ from configs.schema import Config
 from rundir.run import MODELS
 from utils.device import PRECISIONS, add_device_arguments, autocast, device_of
 from utils.errors import run_command
+from utils.legal import check_at_least_1
 
 ROWS = 25
 
@@ -24,6 +25,8 @@ def main(arguments=None):
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="(%(default)s)")
     add_device_arguments(parser)
     args = parser.parse_args(arguments)
+    if args.batch_size is not None:
+        check_at_least_1("--batch_size", args.batch_size)
     device, config = device_of(args), Config.load(args.dataset)
     is_video = config.timestep_horizon > 1
     model = MODELS["ddlp" if is_video else "dlp"].from_config(config).to(device)

@@ -30,3 +30,9 @@ def test_noise_is_a_number_or_falls(text, levels):
 def test_other_noise_is_refused(text):
     with pytest.raises(UserError, match=r"--noise is .*; legal: a number of at least 0, or FROM:TO"):
         bench_noise.parsed_noise(text)
+
+
+@pytest.mark.parametrize("lr", ["0", "-1", "nan", "inf"])
+def test_other_learning_rates_are_refused(lr):
+    with pytest.raises(UserError, match=r"--lr is .*; legal: a finite number above 0"):
+        bench_noise.main([f"--lr={lr}"])
