@@ -16,7 +16,14 @@ from tests.runs import DIFFUSION
 from train_ddlp import train_ddlp
 from training.loop import Progress
 from training.particles import DDLPTask, DLPTask
-from utils.device import check_accelerate_settings, check_device, choose_kernels, describe_device, make_accelerator
+from utils.device import (
+    check_accelerate_settings,
+    check_device,
+    choose_kernels,
+    cpu_has_bfloat16,
+    describe_device,
+    make_accelerator,
+)
 from utils.errors import UserError
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: pytest --gpu on a machine with one")
@@ -83,6 +90,20 @@ def test_kernels_are_chosen_and_stated_in_one_place(fresh_accelerate):
         assert describe_device(accelerator, config) == line
     choose_kernels()
     assert torch.backends.cudnn.allow_tf32 and not torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("cpu_has_it", [True, False])
+def test_a_cpu_without_bfloat16_is_named_where_it_costs_time(precision, cpu_has_it, monkeypatch, fresh_accelerate):
+    monkeypatch.setattr("utils.device.cpu_has_bfloat16", lambda: cpu_has_it)
+    line = describe_device(make_accelerator("cpu"), Config.from_dict({**SMALL, "precision": precision}))
+    assert ("slower than float32" in line) is (precision == "bfloat16" and not cpu_has_it)
+
+
+def test_bfloat16_is_looked_for_in_the_cpu():
+    """On x86, PyTorch's libraries compute with it from AVX-512 on; where there is AVX2 at most, they emulate it."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    assert capability not in ("AVX2", "AVX512") or cpu_has_bfloat16() is (capability == "AVX512")
 
 
 class Operations(TorchDispatchMode):

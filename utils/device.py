@@ -99,6 +99,8 @@ def describe_device(accelerator, config):
     """What a run computes on and with, as a line."""
     device, count = accelerator.device, accelerator.num_processes
     words = [f"device: {device.type}", f"{count} process{'es' if count > 1 else ''}", config.precision]
+    if config.precision == "bfloat16" and device.type == "cpu" and not cpu_has_bfloat16():
+        words[-1] += " (this CPU has no instructions for it: several times slower than float32)"
     if device.type == "cuda":
         words[0] += f" ({torch.cuda.get_device_name(device)})"
         words.append(f"TF32 in convolutions {'on' if torch.backends.cudnn.allow_tf32 else 'off'}")
@@ -109,6 +111,11 @@ def describe_device(accelerator, config):
     elif device.type == "cuda":
         words.append("not deterministic: another run, or one that goes on, agrees to rounding")
     return ", ".join(words)
+
+
+def cpu_has_bfloat16():
+    """Whether this CPU multiplies bfloat16 itself, as far as PyTorch can tell."""
+    return not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def memory_in_use(device):
