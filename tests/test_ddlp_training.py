@@ -324,7 +324,8 @@ def test_noise_on_what_pint_sees(config, monkeypatch):
 
 
 def test_bfloat16_learns_as_float32_does(config):
-    """A few steps of both, from the same weights and noise."""
+    """A few steps of both, from the same weights and noise. A step amplifies rounding: of weights that were rounded to
+    bfloat16 once and trained in float32, single losses are up to 1% away after 8 steps, the mean fall up to 20%."""
     losses = {}
     for precision in ("float32", "bfloat16"):
         loop = new_loop(config, precision=precision, warmup_epoch=0, lr=1e-3, adam_eps=1e-8)
@@ -333,8 +334,10 @@ def test_bfloat16_learns_as_float32_does(config):
                 loop._step([batch])
         assert all(parameter.dtype is torch.float32 for parameter in loop.bare_model.parameters())
         losses[precision] = [row["loss"] for row in loop.means.read(loop.accelerator)]
-    assert losses["bfloat16"] != losses["float32"]
-    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
+    exact, rough = losses["float32"], losses["bfloat16"]
+    assert rough != exact and rough[0] == pytest.approx(exact[0], rel=1e-4)
+    fall, rough_fall = (values[0] - sum(values[4:]) / 4 for values in (exact, rough))
+    assert fall > 0.01 * exact[0] and rough_fall == pytest.approx(fall, rel=0.3)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
