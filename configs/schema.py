@@ -48,7 +48,7 @@ METRICS = ("lpips", "ssim", "psnr")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 SMALLEST_VGG_IMAGE = 32  # the VGG loss reads the features behind the fifth pooling
 
-# The keys of the published files, in their order; the others follow in the order of the fields.
+# The keys of the published files, in their order.
 _PUBLISHED = """ds root device batch_size lr kp_activation pad_mode load_model pretrained_path num_epochs n_kp
 recon_loss_type sigma beta_kl beta_rec patch_size topk n_kp_enc eval_epoch_freq learned_feature_dim n_kp_prior
 weight_decay kp_range warmup_epoch dropout iou_thresh anchor_s kl_balance image_size ch enc_channels prior_channels
@@ -56,11 +56,11 @@ timestep_horizon predict_delta beta_dyn scale_std offset_std obj_on_alpha obj_on
 pint_layers pint_heads pint_dim run_prefix animation_horizon eval_im_metrics use_resblock scheduler_gamma adam_betas
 adam_eps train_enc_prior start_dyn_epoch cond_steps animation_fps use_correlation_heatmaps enable_enc_attn
 filtering_heuristic use_tracking"""
+_PUBLISHED_DIFFUSION = """ds ds_root device batch_size lr train_num_steps diffusion_num_steps loss_type particle_norm
+diffuse_frames ddlp_dir ddlp_ckpt result_dir"""
 
-# What both kinds of configuration say of these.
+# What both kinds of configuration say of this, with defaults of their own.
 SAVE_EVERY = "iterations between two saves that training can resume from, besides those at the end of an interval"
-KEEP = "last saves that are kept, to go on from an earlier one"
-MAX_MINUTES = "minutes after which training saves and stops; null: none"
 
 OVERRIDE = "override_"  # the argparse names of overrides, apart from those of a script's own options
 
@@ -70,9 +70,10 @@ class BaseConfig:
 
     A field without a default is a key that must be given; `IGNORED` are keys that are accepted without an effect,
     `FORMER` former names of keys, which older files have, `FOREIGN` keys that only files of another kind have, each
-    with what that is.
+    with what that is. `FIRST` names the keys that come first in a file; before inherited ones come the class's own.
     """
 
+    FIRST = ""
     IGNORED = frozenset({"kind"})  # of a run, which its directory's file names
     FORMER = MappingProxyType({})
     FOREIGN = MappingProxyType({})
@@ -92,7 +93,8 @@ class BaseConfig:
     @classmethod
     def keys(cls):
         """The keys in the files' order, each name with its dataclass field."""
-        return {entry.name: entry for entry in fields(cls)}
+        entries = {entry.name: entry for entry in fields(cls)}
+        return {name: entries[name] for name in dict.fromkeys([*cls.FIRST.split(), *cls.__annotations__, *entries])}
 
     @classmethod
     def from_dict(cls, mapping, where="configuration"):
@@ -183,7 +185,36 @@ class BaseConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(BaseConfig, PINTArchitecture, Architecture):
+class TrainingConfig(BaseConfig):
+    """The keys that trainings of all kinds have, and mean the same in each."""
+
+    device: str = key("cuda", "the device; cuda falls back to the CPU where there is none", DEVICE, resumable=True)
+    cuda_graphs: bool = key(False, "replay training steps as CUDA graphs, which small models on one GPU gain by")
+    precision: str = key(
+        "float32", "of training: bfloat16 where it is safe, or float32 everywhere", one_of(*PRECISIONS)
+    )
+    gradient_accumulation_steps: int = key(
+        1, "batches of each process whose gradients are averaged for one step of the optimiser", at_least(1)
+    )
+    compile: bool = key(False, "compile the model with torch.compile, which pays off in long runs", resumable=True)
+    tracker: str | None = key(
+        None, "where numbers, figures and animations go, beside the run directory", one_of(*TRACKERS), resumable=True
+    )
+    tf32: bool = key(True, "convolutions of float32 on a GPU multiply in TF32, which is faster", resumable=True)
+    deterministic: bool = key(
+        False, "only kernels that give the same bits in every run, on a GPU more slowly", resumable=True
+    )
+    seed: int = key(0, "seed of the random numbers", SEED)
+    num_workers: int = key(2, "processes that load data", at_least(0), resumable=True)
+    keep: int = key(1, "last saves that are kept, to go on from an earlier one", at_least(1), resumable=True)
+    max_minutes: float | None = key(
+        None, "minutes after which training saves and stops; null: none", POSITIVE, resumable=True
+    )
+    cache: bool = key(True, "keep decoded frames on disk, instead of decoding them for every item", resumable=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig, PINTArchitecture, Architecture):
     """One run, DLP or DDLP; the attributes are the keys of the JSON file. Lists are tuples here.
 
     A key that a file lacks has the default below; only ``ds`` has none. ``pad_mode`` is "replicate" or "zeros":
@@ -198,7 +229,6 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
         resumable=True,
         is_path=True,
     )
-    device: str = key("cuda", "the device; cuda falls back to the CPU where there is none", DEVICE, resumable=True)
     batch_size: int = key(32, "images or clips in a batch, for each process", at_least(1))
     lr: float = key(2e-4, "Adam's learning rate", POSITIVE)
     load_model: bool = key(False, "start from the weights at pretrained_path; priors stay those of the configuration")
@@ -242,38 +272,19 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
     dyn_particle_cache: bool = key(True, "encode the training set once when the dynamics alone are trained")
     pint_noise: float = key(0.0, "standard deviation of noise on the positions that PINT sees in training", at_least(0))
     pint_bias_lr: float = key(1.0, "factor of the learning rate of PINT's position biases", POSITIVE)
-    cuda_graphs: bool = key(False, "replay training steps as CUDA graphs, which small models on one GPU gain by")
-    precision: str = key(
-        "float32", "of training: bfloat16 where it is safe, or float32 everywhere", one_of(*PRECISIONS)
-    )
-    gradient_accumulation_steps: int = key(
-        1, "batches of each process whose gradients are averaged for one step of the optimiser", at_least(1)
-    )
     grad_clip: float | None = key(None, "norm at which the gradient is clipped; null: it is not", POSITIVE)
     ema: float | None = key(
         None, "decay of a moving average of the weights, which then is evaluated and saved; null: none", FRACTION
     )
-    compile: bool = key(False, "compile the model with torch.compile, which pays off in long runs", resumable=True)
     checkpointing: bool = key(
         False, "compute activations again in the backward pass: less memory, more time", resumable=True
     )
-    tracker: str | None = key(
-        None, "where numbers, figures and animations go, beside the run directory", one_of(*TRACKERS), resumable=True
-    )
-    tf32: bool = key(True, "convolutions of float32 on a GPU multiply in TF32, which is faster", resumable=True)
-    deterministic: bool = key(
-        False, "only kernels that give the same bits in every run, on a GPU more slowly", resumable=True
-    )
-    seed: int = key(0, "seed of the random numbers", SEED)
-    num_workers: int = key(2, "processes that load data", at_least(0), resumable=True)
     metrics: tuple[str, ...] = key(METRICS, "the image metrics to measure", several_of(*METRICS), resumable=True)
     save_every: int = key(500, SAVE_EVERY, at_least(1), resumable=True)
-    keep: int = key(1, KEEP, at_least(1), resumable=True)
-    max_minutes: float | None = key(None, MAX_MINUTES, POSITIVE, resumable=True)
     train_size: int | None = key(None, "items of the training set to use; null: all", at_least(1))
     val_size: int | None = key(None, "items of the validation set to use; null: all", at_least(1), resumable=True)
-    cache: bool = key(True, "keep decoded frames on disk, instead of decoding them for every item", resumable=True)
 
+    FIRST = _PUBLISHED
     IGNORED = BaseConfig.IGNORED | {"context_dim"}  # published once, without an effect
     FORMER = MappingProxyType({"checkpoint_freq": "save_every"})
     FOREIGN = MappingProxyType({"ddlp_dir": "the configuration of a DiffuseDDLP, which train_diffuse_ddlp.py reads"})
@@ -281,11 +292,6 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
     @staticmethod
     def is_own_file(name):
         return not DiffuseConfig.is_own_file(name)
-
-    @classmethod
-    def keys(cls):
-        entries = super().keys()
-        return {name: entries[name] for name in dict.fromkeys([*_PUBLISHED.split(), *entries])}
 
     def check(self):
         Architecture.__post_init__(self)
@@ -311,7 +317,7 @@ class Config(BaseConfig, PINTArchitecture, Architecture):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffuseConfig(BaseConfig):
+class DiffuseConfig(TrainingConfig):
     """One run of DiffuseDDLP; the attributes are the keys of `diffuse_ddlp.json` and `diffusion_hparams.json`."""
 
     ds: str = key(MISSING, "the data set, a name that datasets/get_dataset.py knows", NAME)
@@ -322,7 +328,6 @@ class DiffuseConfig(BaseConfig):
         resumable=True,
         is_path=True,
     )
-    device: str = key("cuda", "the device; cuda falls back to the CPU where there is none", DEVICE, resumable=True)
     batch_size: int = key(32, "clips in a batch, for each process", at_least(1))
     lr: float = key(8e-5, "Adam's learning rate", POSITIVE)
     train_num_steps: int = key(700_000, "training steps", at_least(1), resumable=True)
@@ -351,31 +356,12 @@ class DiffuseConfig(BaseConfig):
         1000, "training steps after which the state is saved and samples are drawn", at_least(1), resumable=True
     )
     save_every: int = key(1000, SAVE_EVERY, at_least(1), resumable=True)
-    keep: int = key(1, KEEP, at_least(1), resumable=True)
-    max_minutes: float | None = key(None, MAX_MINUTES, POSITIVE, resumable=True)
     ema_decay: float = key(0.995, "decay of the moving average of the weights", FRACTION)
     ema_update_every: int = key(10, "training steps between two updates of the moving average", at_least(1))
-    cuda_graphs: bool = key(False, "replay training steps as CUDA graphs, which small models on one GPU gain by")
-    precision: str = key(
-        "float32", "of training: bfloat16 where it is safe, or float32 everywhere", one_of(*PRECISIONS)
-    )
-    gradient_accumulation_steps: int = key(
-        1, "batches of each process whose gradients are averaged for one step of the optimiser", at_least(1)
-    )
     grad_clip: float | None = key(1.0, "norm at which the gradient is clipped; null: it is not", POSITIVE)
-    compile: bool = key(False, "compile the model with torch.compile, which pays off in long runs", resumable=True)
-    tracker: str | None = key(
-        None, "where numbers, figures and animations go, beside the run directory", one_of(*TRACKERS), resumable=True
-    )
-    tf32: bool = key(True, "convolutions of float32 on a GPU multiply in TF32, which is faster", resumable=True)
-    deterministic: bool = key(
-        False, "only kernels that give the same bits in every run, on a GPU more slowly", resumable=True
-    )
     encode_on_the_fly: bool = key(False, "encode each batch anew, instead of the whole training set once")
-    seed: int = key(0, "seed of the random numbers", SEED)
-    num_workers: int = key(2, "processes that load data", at_least(0), resumable=True)
-    cache: bool = key(True, "keep decoded frames on disk, instead of decoding them for every item", resumable=True)
 
+    FIRST = _PUBLISHED_DIFFUSION
     FOREIGN = MappingProxyType(
         {"n_kp_enc": "the configuration of a DLPv2 or DDLP, which train_dlp.py and train_ddlp.py read"}
     )
