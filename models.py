@@ -147,17 +147,18 @@ class ParticleModel(nn.Module):
                 anchors = self.fg_module.anchors(x[:, 0], proposals[:, 0])
                 frame = self.fg_module.locate(x[:, 0], anchors, stage)
             else:
-                _, particles, glimpses = (tree.detach() for tree in frames[-1])
+                _, particles, glimpses, hidden = frames[-1]
                 frame = self.fg_module.locate(
                     x[:, t],
-                    particles.z,
+                    particles.z.detach(),
                     stage,
                     refine=False,
-                    previous_glimpses=glimpses,
-                    previous_scale=particles.z_scale,
+                    previous_glimpses=glimpses.detach(),
+                    previous_scale=particles.z_scale.detach(),
+                    hidden=hidden,
                 )
             frames.append(frame)
-        posteriors, particles, glimpses = zip(*frames, strict=True)
+        posteriors, particles, glimpses, _ = zip(*frames, strict=True)
         posterior, particles, glimpses = (
             Posterior.stack(posteriors),
             Particles.stack(particles),
@@ -389,6 +390,7 @@ class ObjectDLP(ParticleModel):
         use_correlation_heatmaps=False,
         enable_enc_attn=False,
         filtering_heuristic="variance",
+        duplicate_iou=None,
     ):
         super().__init__(fields_of(Architecture, {**locals(), "ch": cdim}))
         self.use_tracking = use_tracking
@@ -555,6 +557,7 @@ class ObjectDynamicsDLP(ParticleModel):
         pint_dim=256,
         filtering_heuristic="variance",
         depth_logvar_from_mean=False,
+        duplicate_iou=None,
     ):
         super().__init__(fields_of(Architecture, {**locals(), "ch": cdim}))
         fields_of(PINTArchitecture, locals())  # raises where PINT cannot be built

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 
 from utils.legal import (
     BELOW_1,
+    FRACTION,
     INCREASING,
     POSITIVE,
     POSITIVE_TO_1,
@@ -53,6 +54,11 @@ class Architecture:
         "variance",
         "how proposals are kept; none keeps all and mixes them",
         one_of("variance", "distance", "random", "none"),
+    )
+    duplicate_iou: float | None = key(
+        None,
+        "overlap of two particles' squares in the first frame above which the less visible is hidden; null: none is",
+        FRACTION,
     )
     sigma: float = key(1.0, "standard deviation of the prior's proposals", POSITIVE)
     scale_std: float = key(0.3, "standard deviation of the scale's prior", POSITIVE)

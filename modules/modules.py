@@ -20,6 +20,7 @@ from modules.particles import BetaParams, Gaussian, Particles, Posterior
 from modules.spatial import (
     compose,
     cut_glimpses,
+    duplicates,
     full_precision,
     generate_correlation_maps,
     paste_glimpses,
@@ -486,15 +487,17 @@ class Foreground(nn.Module):
         The arguments are those of `locate`. Returns `Posterior`, `Particles` (both without a background) and
         [B, K, C, g, g].
         """
-        posterior, particles, glimpses = self.locate(x, anchors, stage, refine, previous_glimpses, previous_scale)
+        posterior, particles, glimpses, _ = self.locate(x, anchors, stage, refine, previous_glimpses, previous_scale)
         posterior.features, particles.z_features = self.encode_appearance(glimpses, particles.z, stage)
         return posterior, particles, glimpses
 
-    def locate(self, x, anchors, stage, refine=True, previous_glimpses=None, previous_scale=None):
-        """`encode` without the appearance, which the next frame does not need.
+    def locate(self, x, anchors, stage, refine=True, previous_glimpses=None, previous_scale=None, hidden=None):
+        """`encode` without the appearance, which the next frame does not need; returns what it returns, and which
+        particles are hidden as duplicates, bool [B, K], or None where the configuration hides none.
 
         x: [B, C, H, W]; anchors: [B, K, 2]; refine: move the anchors by the first estimate and look once more;
-        previous_glimpses [B, K, C, g, g] and previous_scale [B, K, 2] (logits): the particles' of the frame before.
+        previous_glimpses [B, K, C, g, g], previous_scale [B, K, 2] (logits) and hidden: the particles' of the frame
+        before.
         """
         if stage.fixed_scale:
             previous_glimpses = previous_scale = None
@@ -510,12 +513,16 @@ class Foreground(nn.Module):
         z = anchors + offset.sample(stage.deterministic)
         if stage.warmup:
             z, z_scale = z.detach(), z_scale.detach()
+        if hidden is None and self.config.duplicate_iou is not None:
+            hidden = duplicates(z, torch.sigmoid(z_scale), obj_on.sample(deterministic=True), self.config.duplicate_iou)
+        if hidden is not None:
+            obj_on = obj_on.hide(hidden)
         glimpses = self.cut(x, z, z_scale.detach())
         posterior = Posterior(anchors, offset, scale, depth, obj_on)
         particles = Particles(
             z, z_scale, depth.sample(stage.deterministic), obj_on.sample(stage.deterministic), z_features=None
         )
-        return posterior, particles, glimpses
+        return posterior, particles, glimpses, hidden
 
     def encode_appearance(self, glimpses, z, stage):
         """The appearance's distribution and a draw from it, [B, K, d]. glimpses: [B, K, C, g, g]; z: [B, K, 2]."""

@@ -117,6 +117,10 @@ class BetaParams(TensorTree):
         """`logits` [*, 2]: log a, log b. Finite, with finite gradients, for any finite logits."""
         return cls(*logits.clamp(max=math.log(BETA_MAX)).exp().clamp(min=BETA_MIN).unbind(-1))
 
+    def hide(self, hidden):
+        """These, but nearly surely invisible (a mean of 0.001) where `hidden`, bool [*]."""
+        return BetaParams(self.a.masked_fill(hidden, 0.1), self.b.masked_fill(hidden, 100.0))
+
     def sample(self, deterministic=False):
         """A reparameterised draw in 0..1, or the mean."""
         if deterministic:

@@ -86,6 +86,27 @@ def square_mask(z, obj_on, glimpse_size, image_size):
     return 1 - squares.clamp(0, 1).unsqueeze(1)
 
 
+@torch.no_grad()
+def duplicates(z, scale, visibility, iou):
+    """Which particles hide behind a more visible one: greedy non-maximum suppression of their squares.
+
+    z: [B, K, 2]; scale: [B, K, 2], sides as fractions of the image's; visibility: [B, K]; iou: the overlap above which
+    the less visible one of two is hidden, 0..1. Returns bool [B, K].
+    """
+    visibility, order = visibility.sort(dim=1, descending=True, stable=True)
+    z, scale = (x.gather(1, order.unsqueeze(-1).expand_as(x)) for x in (z, scale))
+    # Positions span 2 over the image, so a square reaches from z - scale to z + scale.
+    low = torch.maximum((z - scale).unsqueeze(1), (z - scale).unsqueeze(2))
+    high = torch.minimum((z + scale).unsqueeze(1), (z + scale).unsqueeze(2))
+    shared, area = (high - low).clamp(min=0).prod(-1), (2 * scale).prod(-1)
+    overlap = shared / (area.unsqueeze(1) + area.unsqueeze(2) - shared).clamp(min=EPS)
+    hides = (overlap > iou).triu(diagonal=1)  # [B, better, worse]
+    hidden = torch.zeros_like(visibility, dtype=torch.bool)
+    for better in range(z.shape[1] - 1):
+        hidden = hidden | (hides[:, better] & ~hidden[:, better : better + 1])
+    return torch.zeros_like(hidden).scatter(1, order, hidden)
+
+
 def create_masks_fast(center, anchor_s, feature_dim=16, patch_size=None):
     """One square of ones per particle.
 

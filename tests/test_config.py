@@ -44,6 +44,7 @@ ADDED = {
     "train_size": None,
     "val_size": None,
     "bg_learned_feature_dim": None,
+    "duplicate_iou": None,
     "depth_logvar_from_mean": False,
     "cuda_graphs": False,
     "precision": "float32",

@@ -24,9 +24,10 @@ T, K = ARGUMENTS["timestep_horizon"], ARGUMENTS["n_kp_enc"]
 D = 3  # width of the appearance in `pint`
 
 
-def large_weights(model, seed):
-    """Weights large enough for every input to matter, and evaluation mode."""
+def large_weights(kind, seed, *arguments, **options):
+    """A model of that class in evaluation mode, whose weights are large enough for every input to matter."""
     torch.manual_seed(seed)
+    model = kind(*arguments, **options)
     with torch.no_grad():
         for parameter in model.parameters():
             scale = 1 / math.sqrt(parameter[0].numel()) if parameter.dim() > 1 else 0.2
@@ -35,7 +36,7 @@ def large_weights(model, seed):
 
 
 def build(seed=0, **changes):
-    return large_weights(ObjectDynamicsDLP(**{**ARGUMENTS, **changes}), seed)
+    return large_weights(ObjectDynamicsDLP, seed, **{**ARGUMENTS, **changes})
 
 
 def images(*leading):
@@ -46,7 +47,7 @@ def images(*leading):
 
 def pint(seed=0, **changes):
     options = {"n_head": 2, "n_layer": 2, "block_size": 4, "max_particles": K + 1, **changes}
-    return large_weights(DynamicsDLP(D, D, 16, 16, **options), seed).double()
+    return large_weights(DynamicsDLP, seed, D, D, 16, 16, **options).double()
 
 
 def particles(batch=2, frames=4, seed=1):
@@ -289,6 +290,17 @@ def test_a_clip_of_another_length_is_refused(frames):
 def test_more_conditioning_frames_than_there_are_are_refused(cond_steps):
     with pytest.raises(ValueError, match=f"cond_steps is {cond_steps}; legal: 1 to the clip's 5 frames"):
         build().sample(images(1, 5), 2, cond_steps=cond_steps)
+
+
+def test_hidden_duplicates_are_hidden_from_the_dynamics():
+    model, clip = build(duplicate_iou=0.0), images(2, T + 1)
+    hidden = model.encode_all(clip[:, :1], deterministic=True)["obj_on_b"] == 100
+    assert 0 < hidden.float().mean() < 1
+    posterior = model.encode_posterior(clip)  # from draws: the first frame's overlaps are others
+    off = posterior.obj_on.b == 100
+    assert off.any() and (off == off[:, :1]).all()
+    tracked = model.track(clip[:, :3])
+    assert ((tracked.obj_on < 0.01) == hidden[:, None]).all()
 
 
 def test_less_than_no_frames_cannot_be_predicted():

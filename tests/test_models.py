@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Beta, Normal, kl_divergence
+from torchvision.ops import nms
 
 from configs.schema import Config
 from models import ObjectDLP
@@ -78,6 +79,7 @@ def test_from_config_hands_every_key_on():
         **{"bg_learned_feature_dim": 5, "kp_range": (0.0, 1.0), "kp_activation": "sigmoid", "anchor_s": 0.125},
         **{"use_resblock": True, "scale_std": 0.4, "offset_std": 0.6, "obj_on_alpha": 0.7, "obj_on_beta": 0.8},
         **{"use_correlation_heatmaps": True, "enable_enc_attn": True, "filtering_heuristic": "distance"},
+        **{"duplicate_iou": 0.4},
     }
     for config in ({"ds": "shapes", **architecture, "use_tracking": True}, Config(ds="shapes", **architecture)):
         model = ObjectDLP.from_config(config)
@@ -94,6 +96,7 @@ def test_from_config_hands_every_key_on():
         ({"image_size": 48}, "image_size is 48; legal: a power of two"),
         ({"enc_channels": (8, 7)}, "enc_channels is [8, 7]; legal: a list of integers"),
         ({"prior_channels": ()}, "prior_channels is []; legal: a list of integers, 1 or more"),
+        ({"duplicate_iou": 1.5}, "duplicate_iou is 1.5; legal: a finite number, from 0 to 1, or null"),
         ({"n_kp": 0}, "n_kp is 0; legal: an integer, at least 1"),
         ({"filtering_heuristic": "best"}, 'filtering_heuristic is "best"; legal: a string, "variance" or'),
         ({"pad_mode": "reflect"}, 'pad_mode is "reflect"; legal: a string, "replicate" or "zeros"'),
@@ -687,6 +690,31 @@ def test_correlation_maps_steer_the_tracking(monkeypatch):
     blind = model(clip, deterministic=True)["mu_offset"].unflatten(0, (2, 3))
     assert torch.equal(correlated[:, 0], blind[:, 0])
     assert ((correlated - blind)[:, 1:].abs().amax((0, 2, 3)) > 1e-3).all()
+
+
+@pytest.mark.parametrize("stage", [{}, {"noisy": True}])
+def test_duplicates_in_the_first_frame_are_hidden_in_all(stage):
+    clip, changes = images(3, 4), {"n_kp_enc": 8, **TRACKING}
+    torch.manual_seed(0)
+    plain = build(**changes)(clip, deterministic=True, **stage)
+    torch.manual_seed(0)
+    model = build(duplicate_iou=0.3, **changes)
+    output = model(clip, deterministic=True, **stage)
+    first = {name: plain[name].unflatten(0, (3, 4))[:, 0] for name in ("z", "z_scale", "obj_on")}
+    hidden = torch.ones(3, 8, dtype=torch.bool)
+    for position, scale, visibility, row in zip(*first.values(), hidden, strict=True):
+        half = torch.sigmoid(scale)
+        row[nms(torch.cat([position - half, position + half], dim=-1), visibility, 0.3)] = False
+    assert 0 < hidden.float().mean() < 1
+    hidden = hidden.repeat_interleave(4, dim=0)
+    for name, value in {"obj_on_a": 0.1, "obj_on_b": 100.0, "obj_on": 0.1 / 100.1}.items():
+        torch.testing.assert_close(output[name], plain[name].masked_fill(hidden, value))
+    assert_outputs_equal(output, plain, ["z", "z_scale", "z_depth", "z_features", "mu_features"])
+    if not stage:
+        names = ("z", "z_features", "z_bg", "obj_on", "z_depth", "z_scale")
+        drawn = model.decode_all(**{name: output[name] for name in names})["rec"]
+        torch.testing.assert_close(output["rec"], drawn)
+        assert (output["rec"] - plain["rec"]).abs().mean() > 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

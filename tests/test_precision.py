@@ -159,7 +159,7 @@ def test_nothing_is_recomputed_where_there_is_no_backward_pass(monkeypatch):
 
 def compiled_parts():
     """Functions of tensors and their arguments, by the name of what they run."""
-    model = build()
+    model = build(duplicate_iou=0.3)
     fg, bg, x = model.fg_module, model.bg_module, images(2)
     anchors = fg.anchors(x, fg.propose(x)).detach()
     _, particles, _ = fg.encode(x, anchors, Stage(deterministic=True))
@@ -169,7 +169,7 @@ def compiled_parts():
 
     def encode(x, anchors):
         posterior, particles, glimpses = fg.encode(x, anchors, Stage(deterministic=True))
-        return posterior.offset.mean, particles.z, particles.z_features, glimpses
+        return posterior.offset.mean, particles.z, particles.z_features, particles.obj_on, glimpses
 
     def encode_and_decode_background(x):
         mean = bg.encode(x, torch.ones_like(x[:, :1])).mean

@@ -5,12 +5,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.ops import nms
 
 from modules.spatial import (
     compose,
     correlation_maps,
     create_masks_fast,
     cut_glimpses,
+    duplicates,
     generate_correlation_maps,
     paste_glimpses,
     spatial_transform,
@@ -198,6 +200,22 @@ def test_create_masks_fast_draws_one_square_per_particle(arguments, side):
     expected = squares_by_loop(z, side, 16).unsqueeze(2)
     assert 0 < expected.mean() < 1
     torch.testing.assert_close(create_masks_fast(z, feature_dim=16, **arguments), expected)
+
+
+@pytest.mark.parametrize("iou", [0.0, 0.2, 0.5, 1.0])
+def test_duplicates_are_what_torchvision_s_suppression_drops(iou):
+    z, scale, visibility = uniform(-0.7, 0.7, 20, 12, 2), uniform(0.1, 0.5, 20, 12, 2, seed=2), uniform(0, 1, 20, 12)
+    hidden = duplicates(z, scale, visibility, iou)
+    for image in range(20):
+        boxes = torch.cat([z[image] - scale[image], z[image] + scale[image]], dim=-1)
+        kept = nms(boxes, visibility[image], iou)
+        assert sorted(kept.tolist()) == (~hidden[image]).nonzero()[:, 0].tolist()
+    assert hidden.any() == (iou < 1) and not hidden.all(1).any()
+
+
+def test_of_equally_visible_duplicates_the_first_stays():
+    z = torch.zeros(1, 3, 2)
+    assert duplicates(z, z + 0.2, torch.full((1, 3), 0.7), 0.5).tolist() == [[False, True, True]]
 
 
 # ----------------------------------------------------------------------------------------------------- correlation
