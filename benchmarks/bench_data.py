@@ -13,6 +13,7 @@ Adam, over their time: of the released configuration but for the reconstruction 
 """
 
 import argparse
+import math
 import sys
 import tempfile
 import time
@@ -207,8 +208,8 @@ def main(arguments=None):
     args = parse_arguments(arguments)
     for name in ("episodes", "seconds", "steps", "clips_per_second"):
         value = getattr(args, name)
-        if value is not None and value <= 0:
-            raise UserError(f"--{name} is {value}; legal: above 0")
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name} is {value}; legal: above 0 and finite")
     rows = [measure(ds, args) for ds in tqdm(args.ds, "measuring", unit="data set")]
     rows.append(measure_handing_over(args))
     print("\n".join(line(cells) for cells in (HEADINGS, COLUMNS, *rows)))

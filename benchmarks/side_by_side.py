@@ -23,22 +23,37 @@ ROOT = Path(__file__).resolve().parents[1]
 BATCH_SIZES = {"shapes": 16, "balls": 4, "obj3d128": 1, "traffic": 1}  # of a CPU
 
 
+def count(text):
+    """The whole number, at least 1, in an argument. Nothing of this repository is imported: what is measured may lie in
+    another checkout."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}; legal: at least 1")
+    return int(text)
+
+
 def parse_arguments(description, arguments, names):
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-d", "--dataset", nargs="+", choices=names, default=names, metavar="NAME", help=str(names))
     parser.add_argument("--baseline", metavar="FOLDER", help="another checkout of this repository, or the release")
     parser.add_argument(
-        "--batch_size", type=int, help="default: 16 of Shapes, 4 of Balls, 1 of the others; on a GPU the released ones"
+        "--batch_size",
+        type=count,
+        help="default: Shapes 16, Balls 4, the others 1; on a GPU the released ones",
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="(%(default)s)")
     parser.add_argument("--checkpointing", action="store_true", help="compute activations again; training only")
     parser.add_argument("--per_sample", action="store_true", help="measure twice the batch, too: memory of one more")
-    parser.add_argument("--rounds", type=int, default=3, help="processes per checkout (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="timings per process (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of a CPU (%(default)s)")
+    parser.add_argument("--rounds", type=count, default=3, help="processes per checkout (%(default)s)")
+    parser.add_argument("--repeats", type=count, default=3, help="timings per process (%(default)s)")
+    parser.add_argument("--threads", type=count, default=1, help="of a CPU (%(default)s)")
     parser.add_argument("--measure", metavar="FOLDER", help=argparse.SUPPRESS)  # one process: the checkout to load
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.baseline is not None and not (Path(args.baseline) / "models.py").is_file():
+        parser.error(f"argument --baseline: {args.baseline}; legal: a folder with models.py")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("argument --device: cuda, but PyTorch finds no GPU; legal: cpu")
+    return args
 
 
 def run(description, arguments, names, measure):

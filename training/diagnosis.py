@@ -102,7 +102,8 @@ def _symptoms_of_particles(now, config):
     if now["visible"] > ALL_VISIBLE * total:
         found["all-particles-are-always-visible"] = (
             f"all {total} particles are visible in every image, which is right only where there are as many objects:"
-            f" lower n_kp_enc, or raise beta_kl ({config.beta_kl:g}) or obj_on_beta ({config.obj_on_beta:g})"
+            f" lower n_kp_enc, raise beta_kl ({config.beta_kl:g}) or obj_on_beta ({config.obj_on_beta:g}), or where"
+            " several lie on one object, set duplicate_iou 0.5"
         )
     if now["bg_share"] > DRAWN_BY_BACKGROUND and now["fg_share"] < DRAWN_BY_PARTICLES:
         found["the-background-draws-what-moves"] = (
