@@ -103,7 +103,7 @@ def _symptoms_of_particles(now, config):
         found["all-particles-are-always-visible"] = (
             f"all {total} particles are visible in every image, which is right only where there are as many objects:"
             f" lower n_kp_enc, raise beta_kl ({config.beta_kl:g}) or obj_on_beta ({config.obj_on_beta:g}), or where"
-            " several lie on one object, set duplicate_iou 0.5"
+            " several lie on one object, set duplicate_iou 0.3"
         )
     if now["bg_share"] > DRAWN_BY_BACKGROUND and now["fg_share"] < DRAWN_BY_PARTICLES:
         found["the-background-draws-what-moves"] = (
