@@ -72,7 +72,7 @@ def test_the_readmes_python_runs_and_makes_the_shapes_that_it_says(monkeypatch):
     exec(code, names)
     shapes = {name: list(names[name].shape) for name in ("z", "moved", "video", "prediction", "videos")}
     assert shapes == {
-        "z": [4, 10, 2],
+        "z": [4, 16, 2],
         "moved": [4, 3, 64, 64],
         "video": [2, 10, 3, 64, 64],
         "prediction": [2, 30, 3, 64, 64],
