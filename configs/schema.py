@@ -48,17 +48,6 @@ METRICS = ("lpips", "ssim", "psnr")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 SMALLEST_VGG_IMAGE = 32  # the VGG loss reads the features behind the fifth pooling
 
-# The keys of the published files, in their order.
-_PUBLISHED = """ds root device batch_size lr kp_activation pad_mode load_model pretrained_path num_epochs n_kp
-recon_loss_type sigma beta_kl beta_rec patch_size topk n_kp_enc eval_epoch_freq learned_feature_dim n_kp_prior
-weight_decay kp_range warmup_epoch dropout iou_thresh anchor_s kl_balance image_size ch enc_channels prior_channels
-timestep_horizon predict_delta beta_dyn scale_std offset_std obj_on_alpha obj_on_beta beta_dyn_rec num_static_frames
-pint_layers pint_heads pint_dim run_prefix animation_horizon eval_im_metrics use_resblock scheduler_gamma adam_betas
-adam_eps train_enc_prior start_dyn_epoch cond_steps animation_fps use_correlation_heatmaps enable_enc_attn
-filtering_heuristic use_tracking"""
-_PUBLISHED_DIFFUSION = """ds ds_root device batch_size lr train_num_steps diffusion_num_steps loss_type particle_norm
-diffuse_frames ddlp_dir ddlp_ckpt result_dir"""
-
 # What both kinds of configuration say of this, with defaults of their own.
 SAVE_EVERY = "iterations between two saves that training can resume from, besides those at the end of an interval"
 
@@ -284,7 +273,15 @@ class Config(TrainingConfig, PINTArchitecture, Architecture):
     train_size: int | None = key(None, "items of the training set to use; null: all", at_least(1))
     val_size: int | None = key(None, "items of the validation set to use; null: all", at_least(1), resumable=True)
 
-    FIRST = _PUBLISHED
+    FIRST = """
+    ds root device batch_size lr kp_activation pad_mode load_model pretrained_path num_epochs n_kp recon_loss_type
+    sigma beta_kl beta_rec patch_size topk n_kp_enc eval_epoch_freq learned_feature_dim n_kp_prior weight_decay
+    kp_range warmup_epoch dropout iou_thresh anchor_s kl_balance image_size ch enc_channels prior_channels
+    timestep_horizon predict_delta beta_dyn scale_std offset_std obj_on_alpha obj_on_beta beta_dyn_rec
+    num_static_frames pint_layers pint_heads pint_dim run_prefix animation_horizon eval_im_metrics use_resblock
+    scheduler_gamma adam_betas adam_eps train_enc_prior start_dyn_epoch cond_steps animation_fps
+    use_correlation_heatmaps enable_enc_attn filtering_heuristic use_tracking
+    """  # those of the published files, in their order
     IGNORED = BaseConfig.IGNORED | {"context_dim"}  # published once, without an effect
     FORMER = MappingProxyType({"checkpoint_freq": "save_every"})
     FOREIGN = MappingProxyType({"ddlp_dir": "the configuration of a DiffuseDDLP, which train_diffuse_ddlp.py reads"})
@@ -361,7 +358,10 @@ class DiffuseConfig(TrainingConfig):
     grad_clip: float | None = key(1.0, "norm at which the gradient is clipped; null: it is not", POSITIVE)
     encode_on_the_fly: bool = key(False, "encode each batch anew, instead of the whole training set once")
 
-    FIRST = _PUBLISHED_DIFFUSION
+    FIRST = """
+    ds ds_root device batch_size lr train_num_steps diffusion_num_steps loss_type particle_norm diffuse_frames
+    ddlp_dir ddlp_ckpt result_dir
+    """
     FOREIGN = MappingProxyType(
         {"n_kp_enc": "the configuration of a DLPv2 or DDLP, which train_dlp.py and train_ddlp.py read"}
     )
