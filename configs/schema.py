@@ -178,6 +178,13 @@ class TrainingConfig(BaseConfig):
     """The keys that trainings of all kinds have, and mean the same in each."""
 
     device: str = key("cuda", "the device; cuda falls back to the CPU where there is none", DEVICE, resumable=True)
+    load_model: bool = key(False, "start from the weights at pretrained_path; priors stay those of the configuration")
+    pretrained_path: str | None = key(
+        None,
+        "file of weights to start from, used with load_model; of a DiffuseDDLP its saves/model.pth",
+        NOT_EMPTY,
+        is_path=True,
+    )
     cuda_graphs: bool = key(False, "replay training steps as CUDA graphs, which small models on one GPU gain by")
     precision: str = key(
         "float32", "of training: bfloat16 where it is safe, or float32 everywhere", one_of(*PRECISIONS)
@@ -201,6 +208,10 @@ class TrainingConfig(BaseConfig):
     )
     cache: bool = key(True, "keep decoded frames on disk, instead of decoding them for every item", resumable=True)
 
+    def check(self):
+        if self.load_model and self.pretrained_path is None:
+            raise illegal("pretrained_path", None, "the path of a file of weights, as load_model is true")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingConfig, PINTArchitecture, Architecture):
@@ -220,10 +231,6 @@ class Config(TrainingConfig, PINTArchitecture, Architecture):
     )
     batch_size: int = key(32, "images or clips in a batch, for each process", at_least(1))
     lr: float = key(2e-4, "Adam's learning rate", POSITIVE)
-    load_model: bool = key(False, "start from the weights at pretrained_path; priors stay those of the configuration")
-    pretrained_path: str | None = key(
-        None, "file of weights to start from, used with load_model", NOT_EMPTY, is_path=True
-    )
     pretrained_dynamics: bool = key(True, "take PINT's weights from pretrained_path too, instead of new ones")
     num_epochs: int = key(150, "epochs to train", at_least(1), resumable=True)
     recon_loss_type: str = key("mse", "reconstruction loss: squared error, or VGG-16 features", one_of("mse", "vgg"))
@@ -291,6 +298,7 @@ class Config(TrainingConfig, PINTArchitecture, Architecture):
         return not DiffuseConfig.is_own_file(name)
 
     def check(self):
+        super().check()
         Architecture.__post_init__(self)
         PINTArchitecture.__post_init__(self)
         if self.ch != 3:
@@ -299,8 +307,6 @@ class Config(TrainingConfig, PINTArchitecture, Architecture):
             reason = f"n_kp {self.n_kp} times {self.num_patches} patches"
             legal = f'at most {self.num_proposals} ({reason}), or any with filtering_heuristic "none"'
             raise illegal("n_kp_enc", self.n_kp_enc, legal)
-        if self.load_model and self.pretrained_path is None:
-            raise illegal("pretrained_path", None, "the path of a file of weights, as load_model is true")
         if self.dyn_only_epoch is not None and self.dyn_only_epoch < self.start_dyn_epoch:
             legal = f"at least start_dyn_epoch {self.start_dyn_epoch}, or null"
             raise illegal("dyn_only_epoch", self.dyn_only_epoch, legal)
@@ -378,6 +384,7 @@ class DiffuseConfig(TrainingConfig):
         return in_configs if path == Path(path.name) and in_configs.is_file() else path
 
     def check(self):
+        super().check()
         sampling_steps(self.sampler, self.sampling_steps, self.diffusion_num_steps, "sampling_steps")
         every, gamma = self.save_and_sample_every, self.scheduler_gamma
         if gamma != 1 and self.train_num_steps % every:

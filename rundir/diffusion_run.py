@@ -106,9 +106,7 @@ class DiffusionRun(RunDirectory):
             raise UserError(f"{self.path}: files are missing: {', '.join(missing)}")
         model = DiffuseDDLP.from_config(self.config, self.ddlp_config, self.load_ddlp())
         self.load_stats(model.normalization)
-        ema = checked_state(checkpoints.load(path), path)["ema"]
-        weights = {name.removeprefix(EMA_PREFIX): ema[name] for name in ema if name.startswith(EMA_PREFIX)}
-        checkpoints.insert_weights(model.diffusion, weights, f"{path} (ema)")
+        load_average(model.diffusion, path)
         return model.to(device).eval()
 
     # -------------------------------------------------------------------------------------------------------- state
@@ -173,6 +171,13 @@ def checked_state(state, path):
             raise UserError(f"{path}: not a model.pth of DiffuseDDLP: its ema lacks {name}, one number")
         ema[name] = ema[name].reshape(()).to(kind)
     return {**state, "ema": ema}
+
+
+def load_average(diffusion, path):
+    """Load the moving average of the weights in a file like saves/model.pth; `UserError` if there is none that fits."""
+    ema = checked_state(checkpoints.load(path), path)["ema"]
+    weights = {name.removeprefix(EMA_PREFIX): ema[name] for name in ema if name.startswith(EMA_PREFIX)}
+    checkpoints.insert_weights(diffusion, weights, f"{path} (ema)")
 
 
 def find_ddlp_config(config, folder=None):
