@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from configs.schema import DiffuseConfig, overrides_from
 from models import ObjectDynamicsDLP
-from rundir.diffusion_run import DiffusionRun, find_ddlp_config, find_ddlp_weights, load_average
+from rundir.diffusion_run import DiffusionRun, find_ddlp_config, find_ddlp_weights
 from training.command import leave, parse_arguments, resume_command
 from training.diffusion import DiffusionTask
 from training.loop import TrainingLoop
@@ -34,8 +34,6 @@ def main(arguments=None):
         loop.resume(run)
         run.save_config(config)
     else:
-        if config.load_model:
-            load_average(loop.bare_model, config.pretrained_path)
         statistics = task.diffuse_ddlp.normalization, task.identity
         run = DiffusionRun.create(config, ddlp_config, accelerator, weights, *statistics)
     loop.fit(run)

@@ -148,6 +148,21 @@ def test_a_finished_run_is_a_model(trained):
     assert model.sample(2, FRAMES + 1).shape == (2, FRAMES + 1, 3, 32, 32)
 
 
+def test_training_starts_from_the_moving_average_of_trained_weights(trained, config, tmp_path):
+    start = {"load_model": True, "pretrained_path": str(tmp_path / "start.pth")}
+    shutil.copy(trained.state_path, tmp_path / "start.pth")
+    run = train(tmp_path, config, **start, train_num_steps=2, lr=1e-12)  # which moves no weight
+    expected, found = trained.load_model().diffusion.state_dict(), run.load_state()
+    torch.testing.assert_close(found["model"], expected, rtol=0, atol=1e-10)
+    averages = {name: found["ema"][f"ema_model.{name}"] for name in expected}
+    torch.testing.assert_close(averages, expected, rtol=0, atol=1e-10)
+    trained_weights = trained.load_state()["model"]
+    assert any((value - trained_weights[name]).abs().max() > 1e-4 for name, value in expected.items())
+    (tmp_path / "start.pth").unlink()  # a run that goes on takes its own weights
+    resume(run, train_num_steps=4)
+    torch.testing.assert_close(run.load_state()["model"], expected, rtol=0, atol=1e-10)
+
+
 def test_the_samples_are_those_of_the_moving_average(trained):
     videos = trained.load_model().sample(5, SMALL["animation_horizon"], seed=DIFFUSION["seed"])
     animation = side_by_side([generated_panel(video, FRAMES) for video in videos])
@@ -590,6 +605,9 @@ def test_weights_that_are_not_finite_are_not_saved(poisoned):
         ({"batch_size": 34}, "batch_size is 34 .* 33 items; legal: at most 33"),
         ({"ds": "shapes"}, "ds shapes, diffuse_frames 4: .*has videos"),
         ({"ds_root": "gone"}, "ds balls, diffuse_frames 4: gone/train.hdf5 is missing"),
+        ({"load_model": True}, "pretrained_path is null; legal: the path of a file of weights"),
+        ({"load_model": True, "pretrained_path": "gone.pth"}, "gone.pth: no such checkpoint file"),
+        ({"load_model": True, "pretrained_path": "other.pth"}, "other.pth: not a model.pth of DiffuseDDLP: lacks step"),
         ({"result_dir": "gone"}, "gone: no such"),
         ({"result_dir": "."}, r"\.: not a run directory of DiffuseDDLP"),
     ],

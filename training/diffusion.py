@@ -13,6 +13,7 @@ from datasets.episodes import scaled
 from datasets.get_dataset import get_video_dataset
 from datasets.particle_cache import AT_ONCE, cached_tokens, clip_batches, data_fingerprint
 from models import DiffuseDDLP
+from rundir.diffusion_run import load_average
 from training.loop import Interval, Task
 from utils import checkpoints
 from utils.animation import Panel, generated_panel, save_animation, side_by_side
@@ -44,6 +45,8 @@ class DiffusionTask(Task):
 
     def build_model(self):
         self.diffuse_ddlp = DiffuseDDLP.from_config(self.config, self.ddlp_config, self.ddlp)
+        if self.config.load_model and self.run is None:
+            load_average(self.diffuse_ddlp.diffusion, self.config.pretrained_path)
         return self.diffuse_ddlp.to(self.accelerator.device).diffusion
 
     def make_optimizer(self, model):
