@@ -887,7 +887,7 @@ class DiffuseDDLP(nn.Module):
             seq_length=config.diffuse_frames,
             timesteps=config.diffusion_num_steps,
             loss_type=config.loss_type,
-            objective="pred_x0",
+            objective=config.objective,
             clip_denoised=config.particle_norm == "minmax",
         )
 
@@ -966,9 +966,14 @@ class DiffuseDDLP(nn.Module):
         if seed is not None and not 0 <= seed < 2**64:  # torch would wrap others around
             raise ValueError(f"seed is {seed}; legal: 0 to {2**64 - 1}, or None")
         with _seeded(seed, self.mask.device):
-            tokens = self.diffusion.sample(n, sampler=sampler, steps=steps, progress=progress)
+            tokens = self.diffusion.sample(n, sampler=sampler, steps=steps, mask=self.sampling_mask, progress=progress)
             particles = self.particles_of(tokens)
             return self.ddlp.predict(particles, horizon - frames, deterministic)
+
+    @property
+    def sampling_mask(self):
+        """What `GaussianDiffusionPINT.sample` is to keep at 0: the tokens' padding, where the configuration says so."""
+        return self.mask if self.config.mask_samples else None
 
     def particles_of(self, tokens):
         """Normalised tokens -> `Particles`, whose transparency is within 0..1, as whatever uses it expects."""

@@ -120,6 +120,7 @@ def generate(model, noise, sampler, steps, seed):
             sampler=sampler,
             steps=steps,
             noise=part,
+            mask=model.sampling_mask,
             generator=generator,
             progress=lambda times: tqdm(times, f"{sampler} {steps or ''}", leave=False),
         )

@@ -453,15 +453,27 @@ class GaussianDiffusionPINT(nn.Module):
     # -------------------------------------------------------------------------------------------------- sampling
 
     @torch.no_grad()
-    def sample(self, batch_size=16, *, sampler=None, steps=None, eta=None, noise=None, generator=None, progress=iter):
+    def sample(
+        self,
+        batch_size=16,
+        *,
+        sampler=None,
+        steps=None,
+        eta=None,
+        noise=None,
+        mask=None,
+        generator=None,
+        progress=iter,
+    ):
         """Draw tokens [B, T, N, F].
 
         sampler: "ddpm" (all steps, with noise), "ddim" (arXiv 2010.02502) or "dpm++" (DPM-Solver++ of second order,
         arXiv 2211.01095, at times that lie closer where there is little noise), by default as `sampling_timesteps`
         says; steps: of "ddim" and "dpm++", default `sampling_timesteps`; eta: the noise of each step, of "ddim" from 0
         to 1, default `ddim_sampling_eta`, of "dpm++" 1 (it solves the stochastic equation, the default) or 0 (the
-        ordinary one); noise: x_T, [B, T, N, F], instead of `batch_size` draws; generator: of the draws; progress: what
-        the steps are wrapped in, such as tqdm.
+        ordinary one); noise: x_T, [B, T, N, F], instead of `batch_size` draws; mask: shaped to be multiplied with the
+        tokens, 0 where every estimate of x_0 is to be 0, as those elements are that the loss leaves out; generator: of
+        the draws; progress: what the steps are wrapped in, such as tqdm.
 
         Raises `UserError` if an argument is not legal.
         """
@@ -479,11 +491,11 @@ class GaussianDiffusionPINT(nn.Module):
         x = self._initial_noise(batch_size, generator) if noise is None else noise
         with _evaluating(self.model):
             if sampler == "ddpm":
-                x = self._ancestral(x, self.num_timesteps - 1, generator, progress)
+                x = self._ancestral(x, self.num_timesteps - 1, mask, generator, progress)
             elif sampler == "ddim":
-                x = self._ddim(x, steps, eta, generator, progress)
+                x = self._ddim(x, steps, eta, mask, generator, progress)
             else:
-                x = self._dpm_solver(x, steps, eta, generator, progress)
+                x = self._dpm_solver(x, steps, eta, mask, generator, progress)
         return (x + 1) / 2 if self.auto_normalize else x
 
     @torch.no_grad()
@@ -519,17 +531,19 @@ class GaussianDiffusionPINT(nn.Module):
         )
         return _randn(like, generator)
 
-    def _estimate(self, x, t, previous=None):
-        """The model's x_0 for x_t at times t [B]; previous: the last step's x_0, for self-conditioning."""
+    def _estimate(self, x, t, previous=None, mask=None):
+        """The model's x_0 for x_t at times t [B]; previous: the last step's x_0, for self-conditioning; mask: see
+        `sample`."""
         x_start = self.predict_start(x, t, self.model(x, t, previous if self.model.self_condition else None))
-        return x_start.clamp(-1, 1) if self.clip_denoised else x_start
+        x_start = x_start.clamp(-1, 1) if self.clip_denoised else x_start
+        return x_start if mask is None else x_start * mask
 
-    def _ancestral(self, x, start, generator=None, progress=iter):
+    def _ancestral(self, x, start, mask=None, generator=None, progress=iter):
         """DDPM from x_start, a time, down to x_0."""
         x_start = None
         for time in progress(range(start, -1, -1)):
             t = torch.full((len(x),), time, device=x.device)
-            x_start = self._estimate(x, t, x_start)
+            x_start = self._estimate(x, t, x_start, mask)
             x, _, logvar = self.q_posterior(x_start, x, t)
             if time > 0:
                 x = x + torch.exp(0.5 * logvar) * _randn(x, generator)
@@ -541,11 +555,11 @@ class GaussianDiffusionPINT(nn.Module):
         times = torch.linspace(-1, self.num_timesteps - 1, steps + 1, dtype=torch.float64)
         return times.int().flip(0).tolist()[:-1]
 
-    def _ddim(self, x, steps, eta, generator, progress):
+    def _ddim(self, x, steps, eta, mask, generator, progress):
         x_start = None
         for time, following in progress(list(itertools.pairwise([*self._times(steps), None]))):
             t = torch.full((len(x),), time, device=x.device)
-            x_start = self._estimate(x, t, x_start)
+            x_start = self._estimate(x, t, x_start, mask)
             if following is None:
                 return x_start
             alpha, next_alpha = self.alphas_cumprod[time].to(x.dtype), self.alphas_cumprod[following].to(x.dtype)
@@ -562,7 +576,7 @@ class GaussianDiffusionPINT(nn.Module):
         times = [max(round(last * (i / (steps - 1)) ** 2), i) for i in range(1, steps)]
         return [*reversed(times), 0] if times else [last]
 
-    def _dpm_solver(self, x, steps, eta, generator, progress):
+    def _dpm_solver(self, x, steps, eta, mask, generator, progress):
         from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
         solver = DPMSolverMultistepScheduler(
@@ -576,6 +590,6 @@ class GaussianDiffusionPINT(nn.Module):
         solver.set_timesteps(timesteps=self._quadratic_times(steps))
         x_start = None
         for time in progress(solver.timesteps.tolist()):
-            x_start = self._estimate(x, torch.full((len(x),), time, device=x.device), x_start)
+            x_start = self._estimate(x, torch.full((len(x),), time, device=x.device), x_start, mask)
             x = solver.step(x_start, time, x, generator).prev_sample
         return x

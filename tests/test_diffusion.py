@@ -574,6 +574,28 @@ def test_estimates_are_clamped_only_where_asked(sampler):
     assert sampler == "ddpm" or torch.allclose(outside, (free + 1) / 2)
 
 
+@pytest.mark.parametrize(("sampler", "eta"), [("ddpm", None), ("ddim", 0.0), ("ddim", 0.5), ("dpm++", 0)])
+@pytest.mark.parametrize("clip_denoised", [False, True])
+def test_masked_elements_are_noise_around_0_and_end_there(sampler, eta, clip_denoised):
+    """As they are in training; the denoiser of this test works element by element, so the others stay as they were."""
+    mask = torch.ones(3, 2)
+    mask[1, 0] = mask[2] = 0
+    x_T, seen = normal(2000, 2, 3, 2), []
+    samples = []
+    for given in (mask, None):
+        diffusion, generator = toy(timesteps=40, clip_denoised=clip_denoised), torch.Generator().manual_seed(1)
+        if given is not None:
+            diffusion.model.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[0], inputs[1][0])))
+        samples.append(diffusion.sample(sampler=sampler, eta=eta, noise=x_T, mask=given, generator=generator))
+    masked, free = samples
+    assert (masked[:, :, mask == 0] == 0).all() and torch.equal(masked[:, :, mask == 1], free[:, :, mask == 1])
+    assert (free[:, :, mask == 0] != 0).all() and len(seen) == 40
+    for x, time in seen[1:]:
+        expected = (1 - diffusion.alphas_cumprod[time]).sqrt().item()
+        assert x[:, :, mask == 0].std().item() == pytest.approx(expected, rel=0.05)
+        assert x[:, :, mask == 0].mean().item() == pytest.approx(0, abs=0.05)
+
+
 def test_what_a_sample_takes():
     diffusion = toy(timesteps=40, sampling_timesteps=8).train()
     wrapped = []
@@ -831,6 +853,41 @@ def test_the_sampler_is_the_configurations_unless_given(monkeypatch):
     for options in ({}, {"steps": 3}, {"sampler": "ddim"}, {"sampler": "ddim", "steps": 2}):
         model.sample_particles(1, T, **options)
     assert seen == [("dpm++", 5), ("dpm++", 3), ("ddim", 20), ("ddim", 2)]  # 20: all there are
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+def test_the_padding_of_samples_is_free_unless_the_configuration_says_so(sampler):
+    padding = build().mask.expand(2, T, K + 1, -1) == 0
+    assert padding.any() and not padding[:, :, :K].any()
+    tokens, samples = [], {}
+    for masked in (False, True):
+        model = build(mask_samples=masked)
+        unpack = model.particles_of
+        model.particles_of = lambda drawn, unpack=unpack: tokens.append(drawn) or unpack(drawn)
+        samples[masked] = model.sample_particles(2, T, sampler=sampler, steps=None if sampler == "ddpm" else 4, seed=4)
+    assert (tokens[0][padding] != 0).all() and (tokens[1][padding] == 0).all()
+    assert not torch.allclose(samples[True].z_bg, samples[False].z_bg)  # the denoiser sees the padding
+
+
+@pytest.mark.parametrize("objective", ["pred_x0", "pred_noise", "pred_v"])
+def test_the_denoiser_predicts_what_the_configuration_says(objective):
+    """By the loss of an output that is 0 everywhere: the mean square of what was to be predicted."""
+    model = build(objective=objective, loss_type="l2")
+    with torch.no_grad():
+        for parameter in model.diffusion.model.particle_decoder[2].parameters():
+            parameter.zero_()
+    tokens, noise = (normal(3, T, K + 1, model.layout.width, seed=seed, dtype=torch.float32) for seed in (0, 1))
+    t = torch.tensor([1, 8, 15])
+    signal, sigma = (value[t].sqrt()[:, None, None, None] for value in _products(model.diffusion.betas))
+    targets = {"pred_x0": tokens, "pred_noise": noise, "pred_v": signal * noise - sigma * tokens}
+    expected = (targets[objective] * model.mask).square().mean()
+    torch.testing.assert_close(model.diffusion.p_losses(tokens, t, model.mask, noise), expected)
+
+
+def _products(betas):
+    """The shares of signal and noise in the variance, by time."""
+    signal = (1 - betas).cumprod(0)
+    return signal, 1 - signal
 
 
 def test_sampled_transparencies_are_legal():
