@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from modules.diffusion_modules import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS, sampling_steps
+from modules.diffusion_modules import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS
 from rundir.diffusion_run import DiffusionRun
 from utils.animation import ANIMATION_FORMATS, generated_panel, save_animation, side_by_side
 from utils.device import add_device_arguments, device_of
@@ -37,8 +37,11 @@ def parse_arguments(arguments=None):
     add("-b", "--batch_size", type=int, default=5, metavar="N", help="videos made at a time (default: 5)")
     add("--image", action="store_true", help=f"a row of the frames {', '.join(map(str, IMAGE_TIMES))} of each video")
     add("--horizon", type=int, metavar="N", help="frames of a video (default: the DDLP's animation_horizon)")
-    add("--sampler", choices=SAMPLERS, default=DEFAULT_SAMPLER, help=f"of the diffusion (default: {DEFAULT_SAMPLER})")
-    add("--steps", type=int, metavar="N", help=f"denoising steps (default: {DEFAULT_STEPS}; ddpm always takes all)")
+    add("--sampler", choices=SAMPLERS, help=f"of the diffusion (default: the run's, {DEFAULT_SAMPLER} if it has none)")
+    help_ = f"denoising steps (default: the run's, or {DEFAULT_STEPS} of another sampler; ddpm always takes all)"
+    add("--steps", type=int, metavar="N", help=help_)
+    help_ = "keep the tokens' padding at 0, as in training (default: as the run's mask_samples says)"
+    add("--mask_samples", action="store_true", help=help_)
     add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
     add("--format", choices=ANIMATION_FORMATS, help="of the animations (default: gif)")
     add("--checkpoint", type=given_path, metavar="FILE", help="weights (default: the run's saves/model.pth)")
@@ -60,7 +63,9 @@ def main(arguments=None):
     horizon = run.ddlp_config.animation_horizon if args.horizon is None else args.horizon
     if horizon < run.config.diffuse_frames:
         raise UserError(f"--horizon is {horizon}; legal: diffuse_frames {run.config.diffuse_frames} or more")
-    steps = sampling_steps(args.sampler, args.steps, run.config.diffusion_num_steps, "--steps")
+    if args.mask_samples:
+        run.config = run.config.replace(mask_samples=True)
+    sampler, steps = run.config.sampling(args.sampler, args.steps, "--steps")
     model = run.load_model(device_of(args), args.checkpoint)
     make_folder(run.figures)
     # The noise of all videos is drawn at once, so that it does not depend on the batches; predicting and drawing the
@@ -68,7 +73,7 @@ def main(arguments=None):
     first = model.sample_particles(
         args.num_videos,
         run.config.diffuse_frames,
-        sampler=args.sampler,
+        sampler=sampler,
         steps=steps,
         seed=args.seed,
         progress=partial(progress_bar, desc="denoising", dynamic_ncols=True),

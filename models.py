@@ -25,7 +25,6 @@ from modules.diffusion_modules import (
     ParticleNormalization,
     PINTDenoiser,
     UNetDenoiser,
-    sampling_steps,
 )
 from modules.dynamics_modules import DynamicsDLP, prediction_dict
 from modules.modules import Background, Foreground, Stage
@@ -960,9 +959,7 @@ class DiffuseDDLP(nn.Module):
             raise ValueError(f"n is {n}; legal: at least 1")
         if horizon < frames:
             raise ValueError(f"horizon is {horizon}; legal: diffuse_frames {frames} or more")
-        if sampler is None:
-            sampler, steps = self.config.sampler, self.config.sampling_steps if steps is None else steps
-        steps = sampling_steps(sampler, steps, self.diffusion.num_timesteps)
+        sampler, steps = self.config.sampling(sampler, steps)
         if seed is not None and not 0 <= seed < 2**64:  # torch would wrap others around
             raise ValueError(f"seed is {seed}; legal: 0 to {2**64 - 1}, or None")
         with _seeded(seed, self.mask.device):

@@ -389,11 +389,18 @@ class DiffuseConfig(TrainingConfig):
 
     def check(self):
         super().check()
-        sampling_steps(self.sampler, self.sampling_steps, self.diffusion_num_steps, "sampling_steps")
+        self.sampling(name="sampling_steps")
         every, gamma = self.save_and_sample_every, self.scheduler_gamma
         if gamma != 1 and self.train_num_steps % every:
             legal = f"a multiple of save_and_sample_every {every}, as scheduler_gamma is {gamma}"
             raise illegal("train_num_steps", self.train_num_steps, legal)
+
+    def sampling(self, sampler=None, steps=None, name="steps"):
+        """The sampler and its steps, those of the configuration where none are given; `UserError`, which calls the
+        steps `name`, if they are not legal together."""
+        if sampler is None:
+            sampler, steps = self.sampler, self.sampling_steps if steps is None else steps
+        return sampler, sampling_steps(sampler, steps, self.diffusion_num_steps, name)
 
     def resume(self, also=(), /, **changes):
         every = changes.get("save_and_sample_every", self.save_and_sample_every)

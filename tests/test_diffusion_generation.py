@@ -17,7 +17,7 @@ import generate_diffuse_ddlp_video_generation as generation
 from checkpoints import pack
 from configs.schema import Config, DiffuseConfig
 from models import DiffuseDDLP, ObjectDynamicsDLP
-from modules.diffusion_modules import GaussianDiffusionPINT, ParticleNormalization, PINTDenoiser
+from modules.diffusion_modules import GaussianDiffusionPINT, ParticleNormalization, PINTDenoiser, sampling_steps
 from modules.particles import Particles
 from rundir import find_run, load_model
 from rundir.diffusion_run import DiffusionRun, find_ddlp_config, find_ddlp_weights
@@ -310,6 +310,22 @@ def test_videos_depend_on_the_seed_alone(released):
     assert np.array_equal(images_of(released, 2), one)
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """What the diffusion is asked to sample: a list of keyword arguments."""
+    asked, sample = [], GaussianDiffusionPINT.sample
+    monkeypatch.setattr(
+        GaussianDiffusionPINT, "sample", lambda *args, **kwargs: asked.append(kwargs) or sample(*args, **kwargs)
+    )
+    return asked
+
+
+def set_keys(released, **changes):
+    """Change keys of a run's configuration."""
+    path = released / "diffusion_hparams.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 @pytest.mark.parametrize(
     ("arguments", "options"),
     [
@@ -321,21 +337,33 @@ def test_videos_depend_on_the_seed_alone(released):
         (("--sampler", "ddpm", "--steps", STEPS), {"sampler": "ddpm"}),
     ],
 )
-def test_the_sampler_is_the_one_asked_for(arguments, options, released, monkeypatch):
-    asked = []
-    sample = GaussianDiffusionPINT.sample
-    monkeypatch.setattr(
-        GaussianDiffusionPINT, "sample", lambda *args, **kwargs: asked.append(kwargs) or sample(*args, **kwargs)
-    )
+def test_the_sampler_is_the_one_asked_for(arguments, options, released, asked):
     generate(released, "-n", 1, "--image", *arguments)
     (given,) = asked
     assert given["sampler"] == options["sampler"] and given["steps"] == options.get("steps", STEPS)
+    assert given["mask"] is None  # as published
+
+
+def test_what_is_not_asked_for_is_the_runs(released, asked):
+    set_keys(released, sampler="ddim", sampling_steps=6, mask_samples=True)
+    for arguments in ((), ("--steps", 3), ("--sampler", "dpm++"), ("--sampler", "ddim")):
+        generate(released, "-n", 1, "--image", *arguments)
+    every = min(generation.DEFAULT_STEPS, STEPS)
+    expected = [("ddim", 6), ("ddim", 3), ("dpm++", every), ("ddim", every)]
+    assert [(given["sampler"], given["steps"]) for given in asked] == expected
+    assert all((given["mask"][-1] == 0).sum() == 6 + D - (2 + D) for given in asked)
+
+
+def test_a_run_without_mask_samples_can_be_told_to(released, asked):
+    generate(released, "-n", 1, "--image", "--mask_samples")
+    mask = asked[0]["mask"]
+    assert mask.shape[-2:] == (K + 1, 6 + D) and mask[:-1].all() and mask[-1].tolist() == (2 + D) * [1] + 4 * [0]
 
 
 def test_fewer_steps_than_the_default_where_there_are_fewer():
-    assert generation.sampling_steps("dpm++", None, 1000) == generation.DEFAULT_STEPS
-    assert generation.sampling_steps("dpm++", None, 20) == 20
-    assert generation.sampling_steps("ddpm", None, 1000) == 1000
+    assert sampling_steps("dpm++", None, 1000) == generation.DEFAULT_STEPS
+    assert sampling_steps("dpm++", None, 20) == 20
+    assert sampling_steps("ddpm", None, 1000) == 1000
 
 
 def test_images_are_rows_of_frames_counted_from_one(released, recwarn):
