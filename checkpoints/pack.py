@@ -32,6 +32,12 @@ def main(arguments=None):
         pack(Run.open(args.run), folder)
 
 
+def packed(config):
+    """A run's configuration as it is shipped: with paths as seen from this checkout, and without the weights that
+    training began with, which are not."""
+    return config.map_paths(seen_from_here).replace(load_model=False, pretrained_path=None)
+
+
 def seen_from_here(name, path):
     """A path of a run, which keeps absolute ones, as a configuration of this checkout has it."""
     relative = os.path.relpath(path)
@@ -40,7 +46,7 @@ def seen_from_here(name, path):
 
 def pack(run, folder):
     """Write the weights of a DLPv2 or DDLP, those that `Run.load_model` takes, as a released folder has them."""
-    weights, config = checkpoints.load(run.find_weights()), run.config.replace(run_prefix="").map_paths(seen_from_here)
+    weights, config = checkpoints.load(run.find_weights()), packed(run.config).replace(run_prefix="")
     checkpoints.save(_halved(weights), folder / f"{config.ds}_{run.kind}.pth")
     write_json(folder / run.config_file, {"kind": run.kind, **config.to_dict()})
 
@@ -55,12 +61,12 @@ def pack_diffusion(run, folder, ddlp_dir):
     published = {"step": int(ema["step"]), "model": {}, "opt": {}, "ema": kept, "scaler": None}
     checkpoints.save(published, folder / "saves" / run.state_path.name)
     checkpoints.save(checkpoints.load(run.stats_path), folder / run.stats_path.name)
-    config = run.config.map_paths(seen_from_here).replace(ddlp_dir=ddlp_dir or ".", ddlp_ckpt=None)
+    config = packed(run.config).replace(ddlp_dir=ddlp_dir or ".", ddlp_ckpt=None)
     write_json(folder / run.config_file, {"kind": run.kind, **config.to_dict()})
     if ddlp_dir is None:
         weights = _halved(checkpoints.load(run.ddlp_weights_path()))
         checkpoints.save(weights, folder / run.ddlp_weights_path().name)
-        write_json(folder / DDLP_CONFIG_FILE, run.ddlp_config.map_paths(seen_from_here).to_dict())
+        write_json(folder / DDLP_CONFIG_FILE, packed(run.ddlp_config).to_dict())
 
 
 def _halved(weights):

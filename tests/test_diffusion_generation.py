@@ -209,7 +209,8 @@ def test_a_moved_directory_generates_the_same_from_anywhere(released, released_f
 def test_a_packed_directory_generates_the_same_to_float16(beside, released, tmp_path):
     """With its DDLP packed too, or naming one beside it."""
     expected = DiffusionRun.open(released).load_model().sample(2, FRAMES, seed=4, sampler="ddim", steps=3)
-    packed = tmp_path / "packed" / "diffuse"
+    packed, start = tmp_path / "packed" / "diffuse", {"load_model": True, "pretrained_path": "start.pth"}
+    set_keys(released, **start)
     options = ["--ddlp_dir", "../ddlp"] if beside else []
     pack.main([str(released), str(packed), *options])
     if beside:
@@ -217,9 +218,12 @@ def test_a_packed_directory_generates_the_same_to_float16(beside, released, tmp_
         ddlp = Run(released.with_name("ddlp-obj3d128"), config, "ddlp")
         ddlp.path.mkdir()
         shutil.copy(released / "obj3d128_ddlp.pth", ddlp.path)
-        ddlp.save_config(config)
+        ddlp.save_config(config.replace(**start))
         pack.main([str(ddlp.path), str(packed.with_name("ddlp"))])
     assert (packed / "obj3d128_ddlp.pth").is_file() != beside
+    for path in packed.parent.rglob("*.json"):  # weights to start from are not packed
+        assert not json.loads(path.read_text())["load_model"]
+        assert json.loads(path.read_text())["pretrained_path"] is None
     assert 0 < checkpoints.load(packed / "saves" / "model.pth")["step"] == 7
     videos = load_model(packed).sample(2, FRAMES, seed=4, sampler="ddim", steps=3)
     assert (videos - expected).abs().mean() < 2e-3 and not torch.equal(videos, expected)
