@@ -40,7 +40,7 @@ def parse_arguments(arguments=None):
     add("--sampler", choices=SAMPLERS, help=f"of the diffusion (default: the run's, {DEFAULT_SAMPLER} if it has none)")
     help_ = f"denoising steps (default: the run's, or {DEFAULT_STEPS} of another sampler; ddpm always takes all)"
     add("--steps", type=int, metavar="N", help=help_)
-    help_ = "keep the tokens' padding at 0, as in training (default: as the run's mask_samples says)"
+    help_ = "keep the tokens' padding at 0, as in training (default: the run's mask_samples; a published run does not)"
     add("--mask_samples", action="store_true", help=help_)
     add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
     add("--format", choices=ANIMATION_FORMATS, help="of the animations (default: gif)")

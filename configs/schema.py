@@ -358,7 +358,7 @@ class DiffuseConfig(TrainingConfig):
         at_least(1),
         resumable=True,
     )
-    mask_samples: bool = key(False, "sampling keeps the tokens' padding at 0, as it is in training", resumable=True)
+    mask_samples: bool = key(True, "sampling keeps the tokens' padding at 0, as it is in training", resumable=True)
     save_and_sample_every: int = key(
         1000, "training steps after which the state is saved and samples are drawn", at_least(1), resumable=True
     )

@@ -61,7 +61,10 @@ class DiffusionRun(RunDirectory):
         """The run in an existing directory, ours or a published one. path: as of `locate`."""
         path, state = cls.locate(path)
         file = path / cls.config_file
-        config = DiffuseConfig.from_dict(read_json(file), where=str(file))
+        hparams = read_json(file)
+        config = DiffuseConfig.from_dict(hparams, where=str(file))
+        if "mask_samples" not in hparams:  # a published run
+            config = config.replace(mask_samples=False)
         run = cls(path, config, find_ddlp_config(config, path), is_main)
         run.opened_state = state
         return run

@@ -827,7 +827,7 @@ def test_samples_are_diffused_rolled_out_and_drawn(sampler):
     assert torch.equal(torch.get_rng_state(), state)
     assert videos.shape == (2, T + 3, 3, 32, 32) and videos.min() >= 0 and videos.max() <= 1
     torch.manual_seed(4)
-    first = model.particles_of(model.diffusion.sample(2, sampler=sampler, steps=steps))
+    first = model.particles_of(model.diffusion.sample(2, sampler=sampler, steps=steps, mask=model.mask))
     everything = model.sample_particles(2, T + 3, **options)
     torch.testing.assert_close(everything.z[:, :T], first.z)
     torch.testing.assert_close(everything.z_bg, model.ddlp.predict(first, 3).z_bg)
@@ -856,7 +856,7 @@ def test_the_sampler_is_the_configurations_unless_given(monkeypatch):
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
-def test_the_padding_of_samples_is_free_unless_the_configuration_says_so(sampler):
+def test_the_padding_of_samples_is_0_unless_the_configuration_says_so(sampler):
     padding = build().mask.expand(2, T, K + 1, -1) == 0
     assert padding.any() and not padding[:, :, :K].any()
     tokens, samples = [], {}

@@ -163,6 +163,15 @@ def test_training_starts_from_the_moving_average_of_trained_weights(trained, con
     torch.testing.assert_close(run.load_state()["model"], expected, rtol=0, atol=1e-10)
 
 
+def test_a_new_run_keeps_the_padding_of_samples_at_0_and_an_older_one_does_not(trained, tmp_path):
+    shutil.copytree(trained.path, tmp_path / "run")
+    path = tmp_path / "run" / "diffusion_hparams.json"
+    hparams = json.loads(path.read_text())
+    assert hparams.pop("mask_samples") and trained.load_model().sampling_mask is not None
+    path.write_text(json.dumps(hparams))
+    assert load_model(tmp_path / "run").sampling_mask is None
+
+
 def test_the_samples_are_those_of_the_moving_average(trained):
     videos = trained.load_model().sample(5, SMALL["animation_horizon"], seed=DIFFUSION["seed"])
     animation = side_by_side([generated_panel(video, FRAMES) for video in videos])
