@@ -22,14 +22,19 @@ def main(arguments=None):
     parser.add_argument(
         "--ddlp_dir", metavar="PATH", help="of a DiffuseDDLP: its DDLP as seen from FOLDER (default: packed too)"
     )
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help="of a DLPv2 or DDLP: weights (default: the best by LPIPS, else the last)"
+    )
     args = parser.parse_args(arguments)
     folder, is_diffusion = make_folder(args.folder), (Path(args.run) / DiffusionRun.config_file).is_file()
     if args.ddlp_dir is not None and not is_diffusion:
         raise UserError(f"--ddlp_dir: {args.run} is no DiffuseDDLP; legal: without --ddlp_dir")
+    if args.checkpoint is not None and is_diffusion:
+        raise UserError(f"--checkpoint: {args.run} is a DiffuseDDLP; legal: without --checkpoint")
     if is_diffusion:
         pack_diffusion(DiffusionRun.open(args.run), folder, args.ddlp_dir)
     else:
-        pack(Run.open(args.run), folder)
+        pack(Run.open(args.run), folder, args.checkpoint)
 
 
 def packed(config):
@@ -44,9 +49,9 @@ def seen_from_here(name, path):
     return path if relative.startswith("..") else f"./{relative}"
 
 
-def pack(run, folder):
+def pack(run, folder, checkpoint=None):
     """Write the weights of a DLPv2 or DDLP, those that `Run.load_model` takes, as a released folder has them."""
-    weights, config = checkpoints.load(run.find_weights()), packed(run.config).replace(run_prefix="")
+    weights, config = checkpoints.load(run.find_weights(checkpoint)), packed(run.config).replace(run_prefix="")
     checkpoints.save(_halved(weights), folder / f"{config.ds}_{run.kind}.pth")
     write_json(folder / run.config_file, {"kind": run.kind, **config.to_dict()})
 

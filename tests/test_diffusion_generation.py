@@ -232,6 +232,22 @@ def test_a_packed_directory_generates_the_same_to_float16(beside, released, tmp_
     assert size < 0.6 * original
 
 
+def test_the_weights_to_pack_can_be_named(released, tmp_path):
+    config = Config.from_dict(released_ddlp_config())
+    run = Run(tmp_path / "run", config, "ddlp")
+    run.path.mkdir()
+    run.save_config(config)
+    one, other = (ObjectDynamicsDLP.from_config(config).state_dict() for _ in range(2))
+    checkpoints.save(one, run.path / "obj3d128_ddlp.pth")
+    checkpoints.save(other, tmp_path / "best.pth")
+    for options, expected in ([], one), (["--checkpoint", str(tmp_path / "best.pth")], other):
+        pack.main([str(run.path), str(tmp_path / "packed"), *options])
+        found = checkpoints.load(tmp_path / "packed" / "obj3d128_ddlp.pth")
+        assert all(torch.allclose(found[name].float(), value.float(), atol=1e-3) for name, value in expected.items())
+    with pytest.raises(UserError, match=r"--checkpoint: .* is a DiffuseDDLP; legal: without --checkpoint"):
+        pack.main([str(released), str(tmp_path / "other"), "--checkpoint", str(tmp_path / "best.pth")])
+
+
 @pytest.mark.parametrize("shape", [(), (1,)])
 def test_the_averages_scalars_may_have_either_shape(shape, released, released_files):
     state = released_files["saves/model.pth"]
