@@ -886,7 +886,7 @@ class DiffuseDDLP(nn.Module):
             seq_length=config.diffuse_frames,
             timesteps=config.diffusion_num_steps,
             loss_type=config.loss_type,
-            objective=config.objective,
+            objective="pred_x0",
             clip_denoised=config.particle_norm == "minmax",
         )
 

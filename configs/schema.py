@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from modules.architecture import Architecture, PINTArchitecture
-from modules.diffusion_modules import DEFAULT_SAMPLER, DEFAULT_STEPS, LOSSES, OBJECTIVES, SAMPLERS, sampling_steps
+from modules.diffusion_modules import DEFAULT_SAMPLER, DEFAULT_STEPS, LOSSES, SAMPLERS, sampling_steps
 from utils.device import PRECISIONS
 from utils.errors import UserError
 from utils.files import read_json
@@ -339,9 +339,6 @@ class DiffuseConfig(TrainingConfig):
     )
     diffusion_num_steps: int = key(1000, "steps of the diffusion's noise schedule", at_least(2))
     loss_type: str = key("l1", "error between the denoiser's output and its target", one_of(*LOSSES))
-    objective: str = key(
-        "pred_x0", "what the denoiser predicts: the particles, their noise, or v, a mixture", one_of(*OBJECTIVES)
-    )
     particle_norm: str = key("minmax", "how particles are normalised", one_of("minmax", "std"))
     diffuse_frames: int = key(4, "first frames of a clip, which are generated; PINT predicts the others", at_least(1))
     ddlp_dir: str = key(
