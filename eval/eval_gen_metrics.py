@@ -249,7 +249,7 @@ def prediction_videos(config, mode, horizon):
 
 def _tracking(batch, particles, cond_steps):
     """The values of `TRACKING` of each video. batch: what a video data set's items collate to."""
-    positions, sizes, in_view = _truth(batch)
+    positions, sizes, in_view = true_objects(batch)
     image_size = batch[0].shape[-1]
     points = pixel_positions(particles["z_pos"], image_size).cpu()
     visible = (particles["z_obj_on"] > VISIBLE).cpu()
@@ -259,16 +259,16 @@ def _tracking(batch, particles, cond_steps):
 
 def _detection(batch, output, image_size):
     """`detection_quality` of the images. batch: what an image data set's items collate to; output: the model's."""
-    positions, sizes, in_view = (x.flatten(0, -n) for x, n in zip(_truth(batch), (3, 2, 2), strict=True))
+    positions, sizes, in_view = (x.flatten(0, -n) for x, n in zip(true_objects(batch), (3, 2, 2), strict=True))
     points = pixel_positions(output["z"], image_size).flatten(0, -3)
     visible = (output["obj_on"] > VISIBLE).flatten(0, -2)
     return detection_quality(points, visible, positions, in_view, sizes)
 
 
-def _truth(batch):
+def true_objects(batch):
     """The objects' positions and sizes, pixels, and whether they are in view; `UserError` where they are not known."""
     if len(batch) < 5 or batch[1].numel() == 0:
-        raise UserError("metrics: position needs objects whose positions are known, which this data set lacks")
+        raise UserError("this data set does not know where its objects are; legal: shapes, balls, obj3d_like")
     return batch[1], batch[2], batch[4] > 0
 
 

@@ -239,6 +239,14 @@ def test_the_weights_to_start_from_encode_the_particles(config, tmp_path, monkey
     trained = checkpoints.load(run.weights_path())
     assert all(torch.equal(trained[name], start[name]) for name in start if name.startswith(("fg_", "bg_")))
     assert any(not torch.equal(trained[name], start[name]) for name in start if name.startswith("dyn_module."))
+    (tmp_path / "start.pth").unlink()
+    resume(run, num_epochs=2)  # takes its own weights
+
+
+def test_the_weights_to_start_from_are_read_before_the_data_set(config, tmp_path):
+    options = {"load_model": True, "pretrained_path": str(tmp_path / "gone.pth"), "root": str(tmp_path / "no_data")}
+    with pytest.raises(UserError, match=r"gone\.pth: no such checkpoint file"):
+        train(tmp_path, config, **options)
 
 
 def test_dynamics_alone_go_on_exactly(config, tmp_path):

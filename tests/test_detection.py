@@ -96,5 +96,5 @@ def test_position_needs_known_objects(tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         save_image(torch.rand(3, 32, 32), folder / f"{number}.png")
     run = make_run(tmp_path, str(tmp_path / "videos"), 1, "dlp", ds="video_folder")
-    with pytest.raises(UserError, match="position needs objects whose positions are known"):
+    with pytest.raises(UserError, match="this data set does not know where its objects are; legal: shapes"):
         eval_gen_metrics.main(["-p", str(run.path), "--use_train", "--metrics", "position"])

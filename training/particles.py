@@ -52,15 +52,16 @@ def dynamic_discount(progress, config, device=None):
 class ParticleTask(Task):
     """A model of `rundir.run.MODELS` (by `kind`) that is trained by its ELBO, epoch by epoch.
 
-    Data sets and metrics are made once. Training goes on without the metrics that cannot be had here.
+    Data sets and metrics are made once. Training goes on without the metrics that cannot be had here. run: the `Run`
+    that goes on, which has the weights, or None: a new one begins, from those that the configuration names, if any.
     """
 
     kind: str
     bar = ("loss", "loss_rec", "kl", "psnr", "visible", "beta_a", "beta_b", "scale")
     graph = (LOSS_PANELS, "epoch")
 
-    def __init__(self, config, accelerator):
-        self.config, self.accelerator = config, accelerator
+    def __init__(self, config, accelerator, run=None):
+        self.config, self.accelerator, self.run = config, accelerator, run
         self.save_every = config.save_every
         self.ema = None if config.ema is None else (config.ema, 1)
         self.images_per_item = config.timestep_horizon + 1 if self.kind == "ddlp" or config.use_tracking else 1
@@ -68,6 +69,10 @@ class ParticleTask(Task):
     def build_model(self):
         self.model = MODELS[self.kind].from_config(self.config)
         self.model.checkpointing = self.config.checkpointing
+        if self.config.load_model and self.run is None:
+            keep = None if self.config.pretrained_dynamics else "dyn_module."
+            checkpoints.load_weights(self.model, self.config.pretrained_path, keep)
+            self.model.reset_priors()
         return self.model
 
     def make_optimizer(self, model):
@@ -384,18 +389,14 @@ def train(task_class, config, run_path=None):
     Returns the `TrainingLoop`, which has the `trained_model`.
     """
     accelerator = make_accelerator(config.device, leaves_parameters_unused(config))
-    task = task_class(config, accelerator)
+    run = None if run_path is None else Run.open(run_path, accelerator.is_main_process)
+    task = task_class(config, accelerator, run)
     loop = TrainingLoop(task, config, accelerator, resume_command(task.kind, accelerator))
-    if run_path is not None:
-        run = Run.open(run_path, accelerator.is_main_process)
+    if run is None:
+        run = Run.create(config, task.kind, accelerator)
+    else:
         loop.resume(run)
         run.save_config(config)
-    else:
-        if config.load_model:
-            model, keep = loop.bare_model, None if config.pretrained_dynamics else "dyn_module."
-            checkpoints.load_weights(model, config.pretrained_path, keep)
-            model.reset_priors()
-        run = Run.create(config, task.kind, accelerator)
     loop.fit(run)
     return loop
 
