@@ -557,6 +557,7 @@ class ObjectDynamicsDLP(ParticleModel):
         filtering_heuristic="variance",
         depth_logvar_from_mean=False,
         duplicate_iou=None,
+        pint_dropout=0.1,
     ):
         super().__init__(fields_of(Architecture, {**locals(), "ch": cdim}))
         fields_of(PINTArchitecture, locals())  # raises where PINT cannot be built
@@ -570,6 +571,7 @@ class ObjectDynamicsDLP(ParticleModel):
             n_head=pint_heads,
             n_layer=pint_layers,
             block_size=timestep_horizon,
+            dropout=pint_dropout,
             kp_activation=kp_activation,
             predict_delta=predict_delta,
             max_particles=n_kp_enc + 1,

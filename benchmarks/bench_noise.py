@@ -25,7 +25,7 @@ from modules.particles import Particles
 from training.particles import groups_with_pint_biases
 from utils.device import make_adam
 from utils.errors import run_command
-from utils.legal import check, check_at_least_1, illegal
+from utils.legal import BELOW_1, check, check_at_least_1, illegal
 
 SEEN, FRAMES = 10, 60
 AHEAD = 1, 5, 10, 20, 30
@@ -57,7 +57,7 @@ def trained(particles, levels, args):
     """PINT after `args.steps` steps on windows of the particles, in evaluation mode."""
     torch.manual_seed(args.seed)
     balls = particles.z.shape[2]
-    pint = DynamicsDLP(3, 1, 128, 128, n_head=8, n_layer=4, block_size=SEEN, max_particles=balls + 1)
+    pint = DynamicsDLP(3, 1, 128, 128, 8, 4, SEEN, dropout=args.dropout, max_particles=balls + 1)
     adam = make_adam(groups_with_pint_biases(pint, BIAS_LR * args.lr), args.lr)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(adam, args.steps)
     for step in tqdm(range(args.steps), leave=False, disable=None):
@@ -88,6 +88,7 @@ def main(arguments=None):
     parser.add_argument("--steps", type=int, default=5000, metavar="N", help="of training (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="windows a step (%(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, metavar="X", help="at first; it falls to 0 (%(default)s)")
+    parser.add_argument("--dropout", type=float, default=0.0, metavar="X", help="in PINT (%(default)s)")
     parser.add_argument("--episodes", type=int, default=1500, metavar="N", help="to train on (%(default)s)")
     parser.add_argument("--test_episodes", type=int, default=100, metavar="N", help="to measure on (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(%(default)s)")
@@ -96,6 +97,7 @@ def main(arguments=None):
     for name in ("steps", "batch_size", "episodes", "test_episodes", "threads"):
         check_at_least_1(f"--{name}", getattr(args, name))
     check("--lr", args.lr, "a finite number above 0", 0 < args.lr < math.inf)
+    check("--dropout", args.dropout, BELOW_1.text, BELOW_1.test(args.dropout))
     noises = {text: parsed_noise(text) for text in args.noise}
     torch.set_num_threads(args.threads)
     options = BallsOptions(num_frames=FRAMES)

@@ -133,6 +133,7 @@ class PINTArchitecture:
     pint_layers: int = key(6, "transformer blocks of PINT", at_least(1))
     pint_heads: int = key(8, "attention heads of PINT", at_least(1))
     pint_dim: int = key(256, "width of PINT", at_least(4))
+    pint_dropout: float = key(0.1, "dropout in PINT", BELOW_1)
     depth_logvar_from_mean: bool = key(False, "PINT's depth logvar is its mean, as in the published checkpoints")
 
     def __post_init__(self):

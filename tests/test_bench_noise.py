@@ -36,3 +36,9 @@ def test_other_noise_is_refused(text):
 def test_other_learning_rates_are_refused(lr):
     with pytest.raises(UserError, match=r"--lr is .*; legal: a finite number above 0"):
         bench_noise.main([f"--lr={lr}"])
+
+
+@pytest.mark.parametrize("dropout", ["1", "-0.1", "nan"])
+def test_other_dropout_is_refused(dropout):
+    with pytest.raises(UserError, match=r"--dropout is .*; legal: at least 0 and below 1"):
+        bench_noise.main([f"--dropout={dropout}"])

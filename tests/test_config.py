@@ -45,6 +45,7 @@ ADDED = {
     "val_size": None,
     "bg_learned_feature_dim": None,
     "duplicate_iou": None,
+    "pint_dropout": 0.1,
     "depth_logvar_from_mean": False,
     "cuda_graphs": False,
     "precision": "float32",

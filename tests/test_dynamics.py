@@ -15,6 +15,7 @@ from configs.schema import Config
 from models import ObjectDLP, ObjectDynamicsDLP
 from modules.dynamics_modules import DynamicsDLP
 from modules.particles import Particles
+from modules.transformer import Dropout
 from tests import golden
 from training.loop import Progress
 from training.particles import dynamic_discount
@@ -301,6 +302,22 @@ def test_hidden_duplicates_are_hidden_from_the_dynamics():
     assert off.any() and (off == off[:, :1]).all()
     tracked = model.track(clip[:, :3])
     assert ((tracked.obj_on < 0.01) == hidden[:, None]).all()
+
+
+@pytest.mark.parametrize(
+    "dropout, is_random", [({}, True), ({"pint_dropout": 0.0}, False), ({"pint_dropout": 0.5}, True)]
+)
+def test_dropout_is_pints_in_training_alone(dropout, is_random):
+    """0.1 unless it is said otherwise, as in the release."""
+    model = build(**dropout)
+    past = model.track(images(2, T))
+    expected = model.dyn_module.predict(past).position.mean
+    model.train()
+    probabilities = {layer.p for layer in model.dyn_module.modules() if isinstance(layer, Dropout)}
+    assert probabilities == {dropout.get("pint_dropout", 0.1)}
+    found = [model.dyn_module.predict(past).position.mean for _ in range(2)]
+    assert all(torch.equal(values, expected) is not is_random for values in found)
+    assert torch.equal(*found) is not is_random
 
 
 def test_less_than_no_frames_cannot_be_predicted():
