@@ -32,9 +32,9 @@ def test_the_demos_videos_are_those_its_configuration_is_for():
     assert args.val == config.val_size
 
 
-def test_the_demos_configuration_trains_particles_first_and_then_the_dynamics_alone():
+def test_the_demos_configuration_trains_particles_first_then_both_and_then_the_dynamics_alone():
     config = Config.load("demo")
-    assert 0 < config.start_dyn_epoch == config.dyn_only_epoch < config.num_epochs
+    assert 0 < config.start_dyn_epoch < config.dyn_only_epoch < config.num_epochs
 
 
 def test_the_table_has_every_predicted_frame_and_says_at_how_many_the_model_is_better(capsys):
