@@ -399,7 +399,7 @@ def test_a_run_of_dlpv2_predicts_nothing(run):
 
 def test_positions_need_a_data_set_that_knows_them(run):
     unlabelled = [(torch.rand(HORIZON, 3, 32, 32), *4 * [torch.empty(0)])]
-    with pytest.raises(UserError, match=r"metrics: position needs"):
+    with pytest.raises(UserError, match="this data set does not know where its objects are"):
         measure_predictions(run.load_model(), unlabelled, ImageMetrics([]), HORIZON, COND, position=True)
 
 
