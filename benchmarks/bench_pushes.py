@@ -29,13 +29,12 @@ STANDS, IS_PUSHED = 0.5, 3.0  # pixels
 BATCH = 8  # videos tracked at a time
 
 
-def ways(particles, truth, present, seen, image_size):
+def ways(points, visible, truth, present, seen):
     """The true and the predicted way, float [m, 2] each in pixels, from the last seen frame to the last of all, of the
     bodies of a video that stand while they are seen.
 
-    particles: `Particles` [F, K, ...]; truth: [F, n, 2]; present: bool [F, n]; seen: the number of frames seen.
+    The arguments are those of `eval.tracking.tracking_quality`; seen: the number of frames seen.
     """
-    points, visible = pixel_positions(particles.z, image_size), particles.obj_on > VISIBLE
     chosen = match(points[:seen], visible[:seen], truth[:seen], present[:seen])
     moved = (truth[:seen] - truth[seen - 1]).norm(dim=-1).amax(0)
     bodies = ((moved < STANDS) & present[:seen].all(0) & present[-1] & (chosen >= 0)).nonzero()[:, 0]
@@ -82,10 +81,9 @@ def main(arguments=None):
     for batch in shard_loader(prediction_videos(request.config, request.mode, horizon), BATCH, num_frames=horizon):
         x, (positions, _, in_view) = batch[0], true_objects(batch)
         tracked = request.model.track(scaled(x[:, :seen].to(request.device)))
-        particles = request.model.predict(tracked, horizon - seen, request.deterministic).map(torch.Tensor.cpu)
-        for video, (truth, present) in enumerate(zip(positions, in_view, strict=True)):
-            one = particles.map(lambda entry, video=video: entry[video])
-            found.append(ways(one, truth, present, seen, x.shape[-1]))
+        particles = request.model.predict(tracked, horizon - seen, request.deterministic)
+        points, visible = pixel_positions(particles.z, x.shape[-1]).cpu(), (particles.obj_on > VISIBLE).cpu()
+        found += [ways(*video, seen) for video in zip(points, visible, positions, in_view, strict=True)]
     print("\n".join(report(*(torch.cat(parts) for parts in zip(*found, strict=True)))))
 
 

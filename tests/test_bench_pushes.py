@@ -6,16 +6,7 @@ import h5py
 import torch
 
 from benchmarks import bench_pushes
-from modules.particles import Particles
-from tests.balls import COND, HORIZON, SMALL
-
-SIZE = SMALL["image_size"]
-
-
-def particles_at(points):
-    """Visible `Particles` at points [F, K, 2] in pixels of a picture of SIZE."""
-    z = (points - 0.5) / (SIZE - 1) * 2 - 1
-    return Particles(z, torch.zeros_like(z), torch.zeros_like(z[..., :1]), torch.ones_like(z[..., 0]), None)
+from tests.balls import COND, HORIZON
 
 
 def test_ways_are_those_of_bodies_that_stand():
@@ -27,7 +18,7 @@ def test_ways_are_those_of_bodies_that_stand():
     present[3, 2] = False
     points = truth[:, [3, 0, 1, 2]].clone()  # of the particles, in another order
     points[3, 1] += torch.tensor([2.0, -3])
-    true, predicted = bench_pushes.ways(particles_at(points), truth, present, 2, SIZE)
+    true, predicted = bench_pushes.ways(points, torch.ones(4, 4, dtype=torch.bool), truth, present, 2)
     torch.testing.assert_close(true, torch.tensor([[0.0, 4], [0, 0]]))
     torch.testing.assert_close(predicted, torch.tensor([[2.0, 1], [0, 0]]), atol=1e-5, rtol=0)
 
