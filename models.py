@@ -558,6 +558,7 @@ class ObjectDynamicsDLP(ParticleModel):
         depth_logvar_from_mean=False,
         duplicate_iou=None,
         pint_dropout=0.1,
+        pint_identity_init=False,
     ):
         super().__init__(fields_of(Architecture, {**locals(), "ch": cdim}))
         fields_of(PINTArchitecture, locals())  # raises where PINT cannot be built
@@ -576,6 +577,7 @@ class ObjectDynamicsDLP(ParticleModel):
             predict_delta=predict_delta,
             max_particles=n_kp_enc + 1,
             depth_logvar_from_mean=depth_logvar_from_mean,
+            identity_init=pint_identity_init,
         )
 
     def _parameter_groups(self):

@@ -57,7 +57,18 @@ def trained(particles, levels, args):
     """PINT after `args.steps` steps on windows of the particles, in evaluation mode."""
     torch.manual_seed(args.seed)
     balls = particles.z.shape[2]
-    pint = DynamicsDLP(3, 1, 128, 128, 8, 4, SEEN, dropout=args.dropout, max_particles=balls + 1)
+    pint = DynamicsDLP(
+        3,
+        1,
+        128,
+        128,
+        n_head=8,
+        n_layer=4,
+        block_size=SEEN,
+        dropout=args.dropout,
+        max_particles=balls + 1,
+        identity_init=args.identity_init,
+    )
     adam = make_adam(groups_with_pint_biases(pint, BIAS_LR * args.lr), args.lr)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(adam, args.steps)
     for step in tqdm(range(args.steps), leave=False, disable=None):
@@ -89,6 +100,9 @@ def main(arguments=None):
     parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="windows a step (%(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, metavar="X", help="at first; it falls to 0 (%(default)s)")
     parser.add_argument("--dropout", type=float, default=0.0, metavar="X", help="in PINT (%(default)s)")
+    parser.add_argument(
+        "--identity_init", action=argparse.BooleanOptionalAction, default=True, help="as `pint_identity_init`"
+    )
     parser.add_argument("--episodes", type=int, default=1500, metavar="N", help="to train on (%(default)s)")
     parser.add_argument("--test_episodes", type=int, default=100, metavar="N", help="to measure on (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(%(default)s)")

@@ -11,6 +11,7 @@ from torch import nn
 from modules.modules import apply_heads, full_precision, mlp
 from modules.particles import BetaParams, Gaussian, Particles, Prediction
 from modules.transformer import Attention, TransformerBlock, init_transformer_weights
+from utils.legal import illegal
 
 DEPTH_MARK = "depth_logvar_from_mean"  # in the state dicts of models without the published depth logvar
 
@@ -92,10 +93,17 @@ class ParticleTransformer(nn.Module):
 
 
 class ParticleProjection(nn.Module):
-    """Particles -> tokens: each attribute through an MLP of its own, then all of a particle's through one."""
+    """Particles -> tokens: each attribute through an MLP of its own, then all of a particle's through one.
 
-    def __init__(self, features_dim, bg_features_dim, hidden_dim, dim):
+    With `identity_init` the attributes' MLPs begin as the identity. PyTorch's own initial weights let little of a
+    position through, and hardly more than one direction of it, so that PINT learns to move particles late.
+    """
+
+    def __init__(self, features_dim, bg_features_dim, hidden_dim, dim, identity_init=False):
         super().__init__()
+        if identity_init and hidden_dim < 2 * max(features_dim, 2):
+            legal = f"false, as PINT's width {hidden_dim} is less than twice the {features_dim} features"
+            raise illegal("pint_identity_init", identity_init, legal)
         self.xy_projection = mlp(2, hidden_dim, 2)
         self.scale_projection = mlp(2, hidden_dim, 2)
         self.obj_on_projection = mlp(1, hidden_dim, 1)
@@ -103,6 +111,15 @@ class ParticleProjection(nn.Module):
         self.features_projection = mlp(features_dim, hidden_dim, features_dim)
         self.particle_projection = mlp(2 + 2 + 1 + 1 + features_dim, hidden_dim, dim)
         self.bg_features_projection = mlp(bg_features_dim, hidden_dim, dim)
+        if identity_init:
+            for projection in (
+                self.xy_projection,
+                self.scale_projection,
+                self.obj_on_projection,
+                self.depth_projection,
+                self.features_projection,
+            ):
+                _begin_as_identity(projection)
 
     def forward(self, particles):
         """`Particles` [B, T, ...] -> tokens [B, T, N, C], the background's last."""
@@ -117,6 +134,19 @@ class ParticleProjection(nn.Module):
             tokens = self.particle_projection(torch.cat(attributes, dim=-1))  # [B, T, K, C]
             background = self.bg_features_projection(particles.z_bg).unsqueeze(2)  # [B, T, 1, C]
         return torch.cat([tokens, background], dim=2)
+
+
+@torch.no_grad()
+def _begin_as_identity(net):
+    """Make a two-layer ReLU MLP the identity, relu(x) - relu(-x); its other hidden units have no weight yet."""
+    first, last = net[0], net[-1]
+    width = first.in_features
+    signs = torch.cat([torch.eye(width), -torch.eye(width)])
+    first.weight[: 2 * width] = signs
+    first.bias[: 2 * width] = 0
+    last.weight.zero_()
+    last.bias.zero_()
+    last.weight[:, : 2 * width] = signs.T
 
 
 class ParticleDecoder(nn.Module):
@@ -152,7 +182,8 @@ class ParticleDecoder(nn.Module):
 
 class DynamicsDLP(nn.Module):
     """PINT. `block_size`: the longest window, T_max frames; `max_particles`: K + 1, or None for any number, without a
-    bias by particle order; the window's last prediction is the next frame's.
+    bias by particle order; the window's last prediction is the next frame's; `identity_init`: as for
+    `ParticleProjection`.
 
     With `depth_logvar_from_mean` the depth's logvar is its mean (before the current depth is added to it), as in the
     published release. A state dict says so by what it lacks: published ones have no entry `depth_logvar_from_mean`, and
@@ -178,12 +209,15 @@ class DynamicsDLP(nn.Module):
         positional_bias=True,
         max_particles=None,
         depth_logvar_from_mean=False,
+        identity_init=False,
     ):
         super().__init__()
         self.block_size, self.predict_delta, self.max_delta = block_size, predict_delta, max_delta
         self.depth_logvar_from_mean = depth_logvar_from_mean
         self.activation = torch.tanh if kp_activation == "tanh" else torch.sigmoid
-        self.particle_projection = ParticleProjection(features_dim, bg_features_dim, hidden_dim, projection_dim)
+        self.particle_projection = ParticleProjection(
+            features_dim, bg_features_dim, hidden_dim, projection_dim, identity_init
+        )
         self.particle_transformer = ParticleTransformer(
             projection_dim, n_head, n_layer, block_size, max_particles, dropout, positional_bias
         )

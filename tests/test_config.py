@@ -46,6 +46,7 @@ ADDED = {
     "bg_learned_feature_dim": None,
     "duplicate_iou": None,
     "pint_dropout": 0.1,
+    "pint_identity_init": False,
     "depth_logvar_from_mean": False,
     "cuda_graphs": False,
     "precision": "float32",
