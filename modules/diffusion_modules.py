@@ -499,9 +499,9 @@ class GaussianDiffusionPINT(nn.Module):
         return (x + 1) / 2 if self.auto_normalize else x
 
     @torch.no_grad()
-    def interpolate(self, x1, x2, t=None, lam=0.5):
+    def interpolate(self, x1, x2, t=None, lam=0.5, mask=None):
         """Between two sets of tokens [B, T, N, F]: both are diffused to time t (default the last) with the same noise,
-        mixed as (1 - lam) x1 + lam x2, and denoised (arXiv 2006.11239, section 4.4)."""
+        mixed as (1 - lam) x1 + lam x2, and denoised (arXiv 2006.11239, section 4.4); mask: as for `sample`."""
         t = self.num_timesteps - 1 if t is None else t
         if x1.shape != x2.shape:
             raise ValueError(f"x2 of shape {list(x2.shape)}; legal: that of x1, {list(x1.shape)}")
@@ -511,7 +511,7 @@ class GaussianDiffusionPINT(nn.Module):
         mixed = 2 * mixed - 1 if self.auto_normalize else mixed
         x = self.q_sample(mixed, torch.full((len(x1),), t, device=x1.device))
         with _evaluating(self.model):
-            x = self._ancestral(x, t)
+            x = self._ancestral(x, t, mask)
         return (x + 1) / 2 if self.auto_normalize else x
 
     def _check_steps(self, name, steps):

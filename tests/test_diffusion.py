@@ -633,6 +633,8 @@ def test_interpolation():
     unit = toy(timesteps=40, auto_normalize=True)
     in_unit = between((x1 + 1) / 2, (x2 + 1) / 2, model=unit)
     torch.testing.assert_close(in_unit, (between(x1, x2) + 1) / 2)
+    mask = torch.tensor([1.0, 0.0])
+    assert (between(x1, x2, mask=mask) == 0).all((0, 1, 2)).tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
