@@ -17,7 +17,7 @@ from eval.eval_gen_metrics import measure_predictions
 from eval.eval_model import animate_trajectory_ddlp
 from eval.image_metrics import ImageMetrics
 from rundir.run import Run
-from training.command import resume_command
+from training.command import leave, resume_command
 from training.loop import TrainingLoop
 from training.particles import DDLPTask, leaves_parameters_unused
 from utils.device import make_accelerator
@@ -76,7 +76,7 @@ def main():
     loop = TrainingLoop(task, config, accelerator, resume_command(task.kind, accelerator))
     run = Run.create(config, DDLPTask.kind, accelerator, parent=OUTPUT)
     if not loop.fit(run):
-        return
+        return leave(loop)
     trained = time.monotonic() - started
     model = loop.bare_model.eval()
     horizon, seen = config.animation_horizon, config.cond_steps

@@ -155,12 +155,13 @@ class BaseConfig:
         entries = self.keys()
         fixed = [name for name in changes if name in entries and not entries[name].metadata["resumable"]]
         fixed = [name for name in fixed if name not in also]
+        here, changed = self.with_absolute_paths(), self.replace("command line", **changes).with_absolute_paths()
         for name in fixed:
-            if changes[name] != getattr(self, name):
+            if getattr(changed, name) != getattr(here, name):
                 legal = ", ".join(name for name, entry in entries.items() if entry.metadata["resumable"])
                 reason = f"{getattr(self, name)!r}, as in the run that goes on; what may change: {legal}"
                 raise illegal(name, changes[name], reason)
-        return self.replace("command line", **changes)
+        return changed
 
     def fixed_keys(self):
         """The names of the keys that decide what a run's numbers are, which stay as they are when it goes on."""

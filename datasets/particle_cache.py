@@ -29,7 +29,6 @@ _FILES = 32  # of a training set, at most
 _VERSION = 2  # of how clips are encoded and kept; another number makes every file anew
 _SAMPLES = 16  # items that stand for a data set
 _DEFAULT_FOLDER = "data"  # of a data set that lies nowhere
-_PARTICLES = Words("encoded particles", "or encode_on_the_fly true, which encodes each batch anew")
 
 
 class CachedTokens(Dataset):
@@ -61,12 +60,12 @@ class CachedTokens(Dataset):
             yield from torch.from_numpy(array).split(AT_ONCE)
 
 
-def cached_tokens(root, ds, key, shape, encode, process=0, num_processes=1):
+def cached_tokens(root, ds, key, shape, encode, without, process=0, num_processes=1):
     """The `CachedTokens` of the data set `ds` at `root`; what is not on disk yet is encoded first.
 
     root: a folder, or a file (then its folder), or None; key: dict of all that decides the tokens, beside their `shape`
     [clips, frames, K + 1, F]; encode: called with the `range` of the clips of each file that is missing; returns a
-    generator of tokens [*, frames, K + 1, F], in order. Of several processes, which all call this, each begins with
+    generator of tokens [*, frames, K + 1, F], in order; without: how to do without files, words. Of several processes, which all call this, each begins with
     another file; the first one shows a bar. Raises UserError where there is no room, or no folder that can be written
     to.
     """
@@ -74,6 +73,7 @@ def cached_tokens(root, ds, key, shape, encode, process=0, num_processes=1):
     name = f"{ds}_particles_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     root = Path(_DEFAULT_FOLDER if root is None else root)
     root = root.parent if root.is_file() else root
+    words = Words("encoded particles", f"or {without}, which encodes each batch anew")
     place, clips = f"the training clips of {ds}", range(shape[0])
     step = math.ceil(len(clips) / AT_ONCE / _FILES) * AT_ONCE
     parts = [clips[start : start + step] for start in range(0, len(clips), step)]
@@ -83,7 +83,7 @@ def cached_tokens(root, ds, key, shape, encode, process=0, num_processes=1):
         def write(path, part):
             nonlocal is_announced
             missing = len(clips) - sum(len(parts[i]) for i in paths)
-            gigabytes = check_room(path.parent, 4 * missing * math.prod(shape[1:]), place, _PARTICLES)
+            gigabytes = check_room(path.parent, 4 * missing * math.prod(shape[1:]), place, words)
             if not is_announced:
                 tqdm.write(f"encoding {place} once, into {path.parent} ({gigabytes:.2f} GB)", sys.stderr)
             is_announced = True
@@ -99,7 +99,7 @@ def cached_tokens(root, ds, key, shape, encode, process=0, num_processes=1):
                 load=partial(_load, shape=(len(part), *shape[1:])),
                 write=partial(write, part=part),
                 waiting=f"waiting for another process that encodes {place}",
-                words=_PARTICLES,
+                words=words,
             )
             paths[number] = found.paths[0]
             bar.update(sum(len(parts[i]) for i in paths) - bar.n)

@@ -228,7 +228,7 @@ class EditFile:
         return cls(**paths, **{name: values[name] for name in ("seed", "cond_steps", "horizon")}, edits=edits)
 
     def write(self, path):
-        """Write it as JSON, an edit a line, atomically where it can be."""
+        """Write it as JSON, atomically where it can be."""
         values = {"particle_edits": VERSION, **{field.name: getattr(self, field.name) for field in fields(self)}}
         values["edits"] = [_entry_of(edit) for edit in self.edits]
         write_json(path, values)

@@ -303,11 +303,16 @@ def test_replace_refuses_an_unknown_key(shapes):
 
 def test_what_may_change_when_a_run_goes_on(shapes):
     config = Config.from_dict(shapes)
-    assert config.resume(num_epochs=200, lr=config.lr, device="cpu") == config.replace(num_epochs=200, device="cpu")
+    changed = config.replace(num_epochs=200, device="cpu").with_absolute_paths()
+    assert config.resume(num_epochs=200, lr=config.lr, device="cpu") == changed
     with pytest.raises(UserError, match=r"^lr is 0.5; legal: 0.0002, .*num_epochs"):
         config.resume(lr=0.5)
     with pytest.raises(UserError, match=r"^command line: num_epochs is 0; legal"):
         config.resume(num_epochs=0)
+    there = config.replace(pretrained_path="there.pth").with_absolute_paths()
+    assert there.resume(pretrained_path="there.pth", enc_channels=list(config.enc_channels)) == there
+    with pytest.raises(UserError, match=r"^pretrained_path is \"here.pth\"; legal: '/.*/there.pth', as in the run"):
+        there.resume(pretrained_path="here.pth")
     diffuse = DiffuseConfig(ds="mine", ddlp_dir="run")
     assert diffuse.resume(train_num_steps=5, sampler="ddim").sampler == "ddim"
     with pytest.raises(UserError, match=r"^loss_type is "):

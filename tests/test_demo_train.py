@@ -1,5 +1,8 @@
 """The training demo's baseline and table, and that its data suit its configuration."""
 
+import signal
+import sys
+
 import h5py
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from configs.schema import Config
 from datasets import balls_preparation
 from eval.eval_gen_metrics import OverTime
 from tests.balls import SMALL
+from tests.runs import before
 
 
 def test_the_baseline_is_the_last_frame_seen(balls_data):
@@ -35,6 +39,19 @@ def test_the_demos_videos_are_those_its_configuration_is_for():
 def test_the_demos_configuration_trains_particles_first_then_both_and_then_the_dynamics_alone():
     config = Config.load("demo")
     assert 0 < config.start_dyn_epoch < config.dyn_only_epoch < config.num_epochs
+
+
+def test_a_signal_ends_it_with_the_signals_status(tmp_path, monkeypatch, capsys):
+    small = "--train 3 --val 2 --test 1 --num_frames 16 --num_balls 2 --radius 4 --speed 3 --image_size 32 --processes 1"
+    monkeypatch.setattr(demo_train, "BALLS", small)
+    before(monkeypatch, "_step", 1, lambda: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(sys, "argv", ["demo_train.py", "--root", "data", "--val_size", "2"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+        demo_train.main()
+    assert "stopped at epoch 0, iteration 2; go on with: python train_ddlp.py --resume demo_output/" in (
+        capsys.readouterr().out
+    )
 
 
 def test_the_table_has_every_predicted_frame_and_says_at_how_many_the_model_is_better(capsys):

@@ -302,7 +302,7 @@ def test_particles_of_a_data_set_that_is_a_file_are_kept_beside_it(tmp_path):
     (tmp_path / "recording.npy").touch()
     tokens = torch.rand(3, 2, 4, 5)
     kept = particle_cache.cached_tokens(
-        tmp_path / "recording.npy", "traffic", {}, tokens.shape, lambda part: iter(tokens.split(2))
+        tmp_path / "recording.npy", "traffic", {}, tokens.shape, lambda part: iter(tokens.split(2)), ""
     )
     assert [path.parent for path in kept.paths] == [tmp_path / ".cache"]
     assert all(torch.equal(kept[i][0], tokens[i]) for i in range(3))
@@ -336,9 +336,9 @@ def test_of_several_processes_each_begins_with_another_file(tmp_path):
         yield tokens[which.start : which.stop]
 
     # One of two processes alone: it begins in the middle, and does the other's share too, which is not done.
-    one = particle_cache.cached_tokens(tmp_path, "toy", {}, tokens.shape, encode, 1, 2)
+    one = particle_cache.cached_tokens(tmp_path, "toy", {}, tokens.shape, encode, "", 1, 2)
     assert made == [range(64, 96), range(96, 100), range(32), range(32, 64)]
-    other = particle_cache.cached_tokens(tmp_path, "toy", {}, tokens.shape, encode, 0, 2)
+    other = particle_cache.cached_tokens(tmp_path, "toy", {}, tokens.shape, encode, "", 0, 2)
     assert len(made) == 4 and len(one) == len(other) == 100
     assert all(torch.equal(each[i][0], tokens[i]) for i in range(100) for each in (one, other))
     assert torch.equal(torch.cat(list(one.blocks())), tokens) and max(map(len, one.blocks())) == 32
@@ -394,7 +394,8 @@ def test_a_resumed_run_equals_one_never_stopped(way, stopped, trained, tmp_path,
     if way == "--resume":
         resume(stopped)
     else:
-        train(tmp_path, config, result_dir=str(stopped.path), num_workers=1)
+        relative = os.path.relpath(config["ddlp_dir"], tmp_path)
+        train(tmp_path, config, result_dir=stopped.path.name, ddlp_dir=relative, num_workers=1)
     assert f"resumed at epoch 14, iteration {STOP}" in capsys.readouterr().out
     assert_same_run(stopped, trained)
     assert DiffusionRun.open(stopped.path).config.result_dir is None

@@ -388,7 +388,7 @@ def test_tokens_of_another_key_have_a_file_of_their_own(tmp_path, capfd):
         yield torch.full((2, 3, 4, 5), made[-1])
 
     keys = [{"encoder": 1}, {"encoder": 2}, {"encoder": 1}]
-    found = [cached_tokens(tmp_path, "toy", key, (2, 3, 4, 5), encode)[1][0] for key in keys]
+    found = [cached_tokens(tmp_path, "toy", key, (2, 3, 4, 5), encode, "")[1][0] for key in keys]
     assert made == [0, 1] and [tokens.unique().tolist() for tokens in found] == [[0], [1], [0]]
 
 

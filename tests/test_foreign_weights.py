@@ -82,6 +82,10 @@ CASES = {
         "'model_ema'; not taken: 'model'",
     ),
     "ema_pytorch": (averaged, "names that begin with ema_model.; not taken: names that begin with online_model."),
+    "ema_pytorch in a state": (
+        lambda: {"model": weights_of(2), "ema": averaged(), "means": {}},
+        "'ema', names that begin with ema_model.; not taken: 'model'; 'ema', names that begin with online_model.",
+    ),
     "AveragedModel": (swa, "names that begin with module."),
 }
 

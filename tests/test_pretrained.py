@@ -77,7 +77,7 @@ def test_one_message_names_every_missing_file_and_the_way_on(cache):
         f"{LPIPS_NAME} from https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth",
         f"put them in {cache},",
         "Network is unreachable",
-        "--metrics ssim,psnr and --recon_loss_type mse",
+        "--metrics ssim psnr and --recon_loss_type mse",
     )
     assert [part for part in expected if part not in message] == []
 
@@ -85,7 +85,7 @@ def test_one_message_names_every_missing_file_and_the_way_on(cache):
 @pytest.mark.parametrize(
     ("load", "named", "unnamed"),
     [
-        (load_lpips, "--metrics ssim,psnr", "--recon_loss_type"),
+        (load_lpips, "--metrics ssim psnr", "--recon_loss_type"),
         (load_vgg16_features, "--recon_loss_type mse", "--metrics"),
     ],
 )

@@ -288,7 +288,7 @@ def test_missing_weights_are_named_once_and_training_goes_on_without_lpips(tmp_p
     run = train(tmp_path, config, **changes)
     assert "psnr" in run.records()[1] and "lpips" not in run.records()[1]
     (line,) = [line for line in (run.path / "log.txt").read_text().splitlines() if "lpips is left out" in line]
-    for words in ("vgg16-397923af.pth", "vgg.pth", str(tmp_path / "empty"), "--metrics ssim,psnr"):
+    for words in ("vgg16-397923af.pth", "vgg.pth", str(tmp_path / "empty"), "--metrics ssim psnr"):
         assert words in line
 
 
@@ -297,7 +297,7 @@ def test_missing_weights_of_the_vgg_loss_stop_before_anything_is_made(tmp_path, 
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse_download)
     with pytest.raises(UserError) as error:
         train(tmp_path, config, recon_loss_type="vgg", metrics=["lpips"], eval_im_metrics=True)
-    for words in ("vgg16-397923af.pth", "vgg.pth", "--recon_loss_type mse", "--metrics ssim,psnr"):
+    for words in ("vgg16-397923af.pth", "vgg.pth", "--recon_loss_type mse", "--metrics ssim psnr"):
         assert words in str(error.value)
     assert not list(tmp_path.glob("*_shapes_dlp*"))
 

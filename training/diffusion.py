@@ -158,7 +158,7 @@ class DiffusionTask(Task):
         }
         root = self.config.ds_root or getattr(self.clips, "default_root", None)
         processes = self.accelerator.process_index, self.accelerator.num_processes
-        return cached_tokens(root, self.config.ds, key, shape, self._encode, *processes)
+        return cached_tokens(root, self.config.ds, key, shape, self._encode, "encode_on_the_fly true", *processes)
 
     def _with_progress_bar(self, blocks, num_clips):
         """The blocks of so many clips' tokens, under a progress bar."""

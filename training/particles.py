@@ -304,7 +304,7 @@ class DDLPTask(ParticleTask):
             "data": data_fingerprint(clips),
         }
         processes = self.accelerator.process_index, self.accelerator.num_processes
-        return cached_tokens(config.root, config.ds, key, shape, self._encode, *processes)
+        return cached_tokens(config.root, config.ds, key, shape, self._encode, "dyn_particle_cache false", *processes)
 
     def _encode(self, which):
         """Yield the posteriors of the training clips `which`, packed, in order, on the CPU; always the same."""

@@ -35,6 +35,11 @@ class FoundWeights(NamedTuple):
     def is_plain(self):
         return not (self.place or self.prefix or self.wrappers)
 
+    @property
+    def is_average(self):
+        # ema_pytorch keeps the weights themselves beside their average.
+        return AVERAGE.search(f"{self.place}.{self.prefix}") is not None and "online_model." not in self.prefix
+
     def __str__(self):
         prefix = f"names that begin with {self.prefix}" if self.prefix else ""
         wrappers = f"names without {' and '.join(self.wrappers)}" if self.wrappers else ""
@@ -45,9 +50,8 @@ def find_weights(contents, expected, optional, ignored=None):
     """The `FoundWeights` in what a file holds that fit a model best, and a list of others that fit as well.
 
     expected: the names of the model's state dict; optional: the last parts of those that may be missing; ignored: how
-    the names begin of those that are not wanted. Weights that
-    are not wrapped come first, then a moving average. Where none fit, those that share most names; None where none
-    share any.
+    the names begin of those that are not wanted. Weights that are not wrapped come first, then a moving average. Where
+    none fit, those that share most names; None where none share any.
     """
     found = list(_search(contents, set(expected)))
     fitting = [
@@ -59,7 +63,7 @@ def find_weights(contents, expected, optional, ignored=None):
         )
     ]
     if fitting:
-        fitting.sort(key=lambda each: (not each.is_plain, not AVERAGE.search(f"{each.place}.{each.prefix}")))
+        fitting.sort(key=lambda each: (not each.is_plain, not each.is_average))
         return fitting[0], fitting[1:]
     return max(found, key=lambda each: len(each.weights.keys() & set(expected)), default=None), []
 

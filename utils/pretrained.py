@@ -52,7 +52,7 @@ LPIPS_FILE = WeightFile(f"{piqa.lpips.ORIGIN}/raw/master/lpips/weights/v0.1/vgg.
 
 _LPIPS_LAYERS = (3, 8, 15, 22, 29)  # the last ReLU before each pooling
 _LPIPS_CHANNELS = (64, 128, 256, 512, 512)
-_WITHOUT_LPIPS = "--metrics ssim,psnr"
+_WITHOUT_LPIPS = "--metrics ssim psnr"
 _WITHOUT_VGG_LOSS = "--recon_loss_type mse"
 
 
