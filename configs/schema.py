@@ -251,7 +251,9 @@ class Config(TrainingConfig, PINTArchitecture, Architecture):
     num_static_frames: int = key(4, "first frames of a clip, under the image prior", at_least(1))
     run_prefix: str = key("", "end of the run directory's name", AFFIX)
     animation_horizon: int = key(100, "frames of an animation, conditioning included", at_least(1))
-    eval_im_metrics: bool = key(True, "measure the image metrics at each evaluation", resumable=True)
+    eval_im_metrics: bool = key(
+        True, "measure the image metrics at evaluations, but not the first epoch's", resumable=True
+    )
     scheduler_gamma: float = key(0.95, "factor of the learning rate after every epoch", POSITIVE_TO_1)
     adam_betas: tuple[float, float] = key((0.9, 0.999), "Adam's betas", BETAS)
     adam_eps: float = key(1e-4, "Adam's epsilon", POSITIVE)

@@ -65,9 +65,9 @@ def cached_tokens(root, ds, key, shape, encode, without, process=0, num_processe
 
     root: a folder, or a file (then its folder), or None; key: dict of all that decides the tokens, beside their `shape`
     [clips, frames, K + 1, F]; encode: called with the `range` of the clips of each file that is missing; returns a
-    generator of tokens [*, frames, K + 1, F], in order; without: how to do without files, words. Of several processes, which all call this, each begins with
-    another file; the first one shows a bar. Raises UserError where there is no room, or no folder that can be written
-    to.
+    generator of tokens [*, frames, K + 1, F], in order; without: the key and value that keep none, for messages. Of
+    several processes, which all call this, each begins with another file; the first one shows a bar. Raises UserError
+    where there is no room, or no folder that can be written to.
     """
     text = json.dumps({"version": _VERSION, "shape": list(shape), **key}, sort_keys=True)
     name = f"{ds}_particles_{hashlib.sha256(text.encode()).hexdigest()[:16]}"

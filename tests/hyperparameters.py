@@ -13,11 +13,12 @@ RELEASED = ("shapes", "traffic_img", "obj3d128_img", "balls", "obj3d", "obj3d128
 def tables():
     """The tables as lines of Markdown, between the two marks."""
     files = {name: json.loads((CONFIG_DIR / f"{name}.json").read_text()) for name in RELEASED}
+    published = set(Config.FIRST.split()) - {"ds", "root"}
     lines = ["## DLPv2 and DDLP", "", "| key | meaning | legal | default | released values |", "|---|---|---|---|---|"]
     for name, entry in Config.keys().items():
         values = {}
         for ds, config in files.items():
-            if name in config and name not in ("ds", "root"):
+            if name in published and name in config:
                 values.setdefault(json.dumps(config[name]), []).append(ds)
         lines.append(f"| `{name}` | {_cells(entry)} | {_released(values)} |")
     lines += ["", "## DiffuseDDLP", "", "| key | meaning | legal | default |", "|---|---|---|---|"]

@@ -212,7 +212,7 @@ def test_no_room_for_particles_is_said_with_the_key_that_needs_none(config, tmp_
     loop = new_loop({**config, "root": root}, **ALONE)
     loop.progress.epoch = 1
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9e9, 9e9, 1e4))
-    with pytest.raises(UserError, match="are free; .*, or dyn_particle_cache false, which encodes each batch anew"):
+    with pytest.raises(UserError, match=r"are free; .*, or dyn_particle_cache false, which encodes each batch anew"):
         loop._make_loader()
 
 

@@ -42,7 +42,7 @@ def test_the_demos_configuration_trains_particles_first_then_both_and_then_the_d
 
 
 def test_a_signal_ends_it_with_the_signals_status(tmp_path, monkeypatch, capsys):
-    small = "--train 3 --val 2 --test 1 --num_frames 16 --num_balls 2 --radius 4 --speed 3 --image_size 32 --processes 1"
+    small = "--train 3 --val 2 --test 1 --num_frames 16 --num_balls 2 --radius 4 --image_size 32 --processes 1"
     monkeypatch.setattr(demo_train, "BALLS", small)
     before(monkeypatch, "_step", 1, lambda: signal.raise_signal(signal.SIGTERM))
     monkeypatch.setattr(sys, "argv", ["demo_train.py", "--root", "data", "--val_size", "2"])
