@@ -134,7 +134,7 @@ class PINTArchitecture:
     pint_heads: int = key(8, "attention heads of PINT", at_least(1))
     pint_dim: int = key(256, "width of PINT", at_least(4))
     pint_dropout: float = key(0.1, "dropout in PINT", BELOW_1)
-    pint_identity_init: bool = key(False, "PINT's MLPs of the particles' attributes begin as the identity")
+    pint_identity_init: bool = key(False, "PINT's MLP of the particles' positions begins as the identity")
     depth_logvar_from_mean: bool = key(False, "PINT's depth logvar is its mean, as in the published checkpoints")
 
     def __post_init__(self):

@@ -11,7 +11,6 @@ from torch import nn
 from modules.modules import apply_heads, full_precision, mlp
 from modules.particles import BetaParams, Gaussian, Particles, Prediction
 from modules.transformer import Attention, TransformerBlock, init_transformer_weights
-from utils.legal import illegal
 
 DEPTH_MARK = "depth_logvar_from_mean"  # in the state dicts of models without the published depth logvar
 
@@ -95,15 +94,12 @@ class ParticleTransformer(nn.Module):
 class ParticleProjection(nn.Module):
     """Particles -> tokens: each attribute through an MLP of its own, then all of a particle's through one.
 
-    With `identity_init` the attributes' MLPs begin as the identity. PyTorch's own initial weights let little of a
-    position through, and hardly more than one direction of it, so that PINT learns to move particles late.
+    With `identity_init` that of the positions begins as the identity. As PyTorch draws its weights it lets little of a
+    position through, and hardly more than one direction of it, so that PINT learns late to move particles.
     """
 
     def __init__(self, features_dim, bg_features_dim, hidden_dim, dim, identity_init=False):
         super().__init__()
-        if identity_init and hidden_dim < 2 * max(features_dim, 2):
-            legal = f"false, as PINT's width {hidden_dim} is less than twice the {features_dim} features"
-            raise illegal("pint_identity_init", identity_init, legal)
         self.xy_projection = mlp(2, hidden_dim, 2)
         self.scale_projection = mlp(2, hidden_dim, 2)
         self.obj_on_projection = mlp(1, hidden_dim, 1)
@@ -112,14 +108,7 @@ class ParticleProjection(nn.Module):
         self.particle_projection = mlp(2 + 2 + 1 + 1 + features_dim, hidden_dim, dim)
         self.bg_features_projection = mlp(bg_features_dim, hidden_dim, dim)
         if identity_init:
-            for projection in (
-                self.xy_projection,
-                self.scale_projection,
-                self.obj_on_projection,
-                self.depth_projection,
-                self.features_projection,
-            ):
-                _begin_as_identity(projection)
+            _begin_as_identity(self.xy_projection)
 
     def forward(self, particles):
         """`Particles` [B, T, ...] -> tokens [B, T, N, C], the background's last."""

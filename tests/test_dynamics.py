@@ -19,7 +19,6 @@ from modules.transformer import Dropout
 from tests import golden
 from training.loop import Progress
 from training.particles import dynamic_discount
-from utils.errors import UserError
 
 ARGUMENTS = golden.case("ddlp")["arguments"]  # 32 pixels, 5 particles
 T, K = ARGUMENTS["timestep_horizon"], ARGUMENTS["n_kp_enc"]
@@ -321,27 +320,24 @@ def test_dropout_is_pints_in_training_alone(dropout, is_random):
     assert torch.equal(*found) is not is_random
 
 
-ATTRIBUTES = {"xy": 2, "scale": 2, "obj_on": 1, "depth": 1, "features": ARGUMENTS["learned_feature_dim"]}
-
-
 def new_ddlp(**changes):
     """With the weights that it is made with."""
     torch.manual_seed(0)
     return ObjectDynamicsDLP(**{**ARGUMENTS, **changes})
 
 
-def test_pint_can_begin_with_the_attributes_as_they_are():
+def test_pint_can_begin_with_positions_as_they_are():
     plain, model = new_ddlp(), new_ddlp(pint_identity_init=True)
-    for name, width in ATTRIBUTES.items():
-        x = 3 * torch.randn(64, width, generator=torch.Generator().manual_seed(width))
-        released, found = (
-            getattr(ddlp.dyn_module.particle_projection, f"{name}_projection")(x) for ddlp in (plain, model)
-        )
-        assert torch.equal(found, x)
-        assert (released - x).abs().mean() > 1
+    positions = 3 * torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    released, found = (ddlp.dyn_module.particle_projection.xy_projection(positions) for ddlp in (plain, model))
+    assert torch.equal(found, positions)
+    assert (released - positions).abs().mean() > 1
     other = {name for name, weight in plain.state_dict().items() if not torch.equal(weight, model.state_dict()[name])}
-    projections = [f"dyn_module.particle_projection.{name}_projection." for name in ATTRIBUTES]
-    assert other and all(name.startswith(tuple(projections)) for name in other)
+    assert other == {
+        f"dyn_module.particle_projection.xy_projection.{layer}.{name}"
+        for layer in (0, 2)
+        for name in ("weight", "bias")
+    }
 
 
 def test_what_begins_as_the_identity_learns_all_its_weights():
@@ -363,11 +359,6 @@ def test_loaded_weights_are_not_begun_anew():
     plain, model = new_ddlp(), new_ddlp(pint_identity_init=True)
     model.load_state_dict(plain.state_dict())
     assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in plain.state_dict().items())
-
-
-def test_a_pint_too_narrow_to_begin_as_the_identity_is_refused():
-    with pytest.raises(UserError, match="pint_identity_init is true; legal: false, as PINT's width 16 is less than"):
-        new_ddlp(pint_identity_init=True, pint_dim=16, pint_heads=2, learned_feature_dim=9)
 
 
 def test_less_than_no_frames_cannot_be_predicted():
