@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import bench_noise
 from datasets.balls_preparation import BallsOptions, make_episodes
@@ -42,3 +43,19 @@ def test_other_learning_rates_are_refused(lr):
 def test_other_dropout_is_refused(dropout):
     with pytest.raises(UserError, match=r"--dropout is .*; legal: at least 0 and below 1"):
         bench_noise.main([f"--dropout={dropout}"])
+
+
+@pytest.mark.parametrize("options, begins", [([], True), (["--no-identity_init"], False)])
+def test_pint_begins_as_it_is_told(options, begins, monkeypatch, capsys):
+    made, dynamics = [], bench_noise.DynamicsDLP
+
+    def noting(*arguments, **settings):
+        made.append(dynamics(*arguments, **settings))
+        return made[-1]
+
+    monkeypatch.setattr(bench_noise, "DynamicsDLP", noting)
+    sizes = ["--steps", "1", "--episodes", "2", "--test_episodes", "1"]
+    bench_noise.main(["--noise", "0", "--lr", "1e-12", *sizes, *options])
+    positions = torch.tensor([[0.3, -0.7]])
+    found = made[0].particle_projection.xy_projection(positions)
+    assert torch.allclose(found, positions, atol=1e-6) is begins
