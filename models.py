@@ -606,7 +606,7 @@ class ObjectDynamicsDLP(ParticleModel):
         x: clips [B, T + 1, C, H, W], or their `Posterior`, from which PINT alone predicts, and only the frames after
         the static ones; forward_dyn=False: without the dynamics, the frames as images of one batch; num_static_frames:
         frames with proposals of their own;
-        pint_noise: the standard deviation of noise on the positions that PINT sees; the rest as for
+        pint_noise: the standard deviation of noise on the positions that PINT sees, a number or scalar; the rest as for
         `ObjectDLP.forward`, whose dict is returned too, batch [B * (T + 1), ...], with, [B, T, ...], PINT's prediction
         for each frame but the first: `mu_dyn` and `logvar_dyn` (position), `mu_*_dyn` and `logvar_*_dyn` of scale,
         depth, features and bg, `obj_on_a_dyn` and `obj_on_b_dyn`.
@@ -640,7 +640,7 @@ class ObjectDynamicsDLP(ParticleModel):
     def _predict_noisily(self, past, noise, last=None):
         """PINT's `Prediction` from `Particles` whose positions get noise of that standard deviation first; last: as
         for `DynamicsDLP.predict`."""
-        if noise:
+        if torch.is_tensor(noise) or noise:
             past = replace(past, z=past.z + noise * torch.randn_like(past.z))
         return self.dyn_module.predict(past, last)
 

@@ -270,6 +270,9 @@ class Config(TrainingConfig, PINTArchitecture, Architecture):
     )
     dyn_particle_cache: bool = key(True, "encode the training set once when the dynamics alone are trained")
     pint_noise: float = key(0.0, "standard deviation of noise on the positions that PINT sees in training", at_least(0))
+    pint_noise_last: float | None = key(
+        None, "pint_noise at the end of num_epochs, a straight line from the first one; null: the same", at_least(0)
+    )
     pint_bias_lr: float = key(1.0, "factor of the learning rate of PINT's position biases", POSITIVE)
     grad_clip: float | None = key(None, "norm at which the gradient is clipped; null: it is not", POSITIVE)
     ema: float | None = key(

@@ -35,6 +35,7 @@ ADDED = {
     "dyn_only_epoch": None,
     "dyn_particle_cache": True,
     "pint_noise": 0.0,
+    "pint_noise_last": None,
     "pint_bias_lr": 1.0,
     "grad_clip": None,
     "ema": None,

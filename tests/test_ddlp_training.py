@@ -17,8 +17,8 @@ from modules.particles import BetaParams
 from tests import runs
 from tests.balls import SMALL
 from tests.runs import assert_same, assert_same_run, the_run, write_json
-from training.loop import TrainingLoop
-from training.particles import DDLPTask, leaves_parameters_unused
+from training.loop import Progress, TrainingLoop
+from training.particles import DDLPTask, leaves_parameters_unused, noise_on_positions
 from utils import checkpoints
 from utils.device import make_accelerator
 from utils.errors import UserError
@@ -338,6 +338,34 @@ def test_noise_on_what_pint_sees(config, monkeypatch):
     output = loop.model(clip, deterministic=True, pint_noise=0.5, num_static_frames=2)
     noise = seen[0] - output["z"].unflatten(0, clip.shape[:2])[:, :-1]
     assert 0.4 < noise.std() < 0.6 and abs(noise.mean()) < 0.1
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_noise_on_what_pint_sees_can_fall(epoch, config, monkeypatch):
+    """From the epoch in which the dynamics begin to the end of the last one, in joint steps and in those of PINT."""
+    changes = {"start_dyn_epoch": 1, "dyn_only_epoch": 2, "num_epochs": 5}
+    loop = new_loop(config, pint_noise=0.5, pint_noise_last=0.1, **{**ALONE, **changes})
+    seen, predict = [], ObjectDynamicsDLP._predict_noisily
+
+    def noting(model, past, noise, last=None):
+        seen.append(float(noise))
+        return predict(model, past, noise, last)
+
+    monkeypatch.setattr(ObjectDynamicsDLP, "_predict_noisily", noting)
+    length = loop.progress.epoch_length
+    loop.progress.epoch, loop.progress.iteration = epoch, epoch * length + 1
+    loop.task.losses(loop.model, next(iter(loop._make_loader())), loop.progress)
+    assert seen == [pytest.approx(0.5 - 0.4 * ((epoch - 1) * length + 1) / (4 * length))]
+
+
+def test_the_last_noise_is_that_of_the_end(config):
+    config = Config.from_dict({**config, "pint_noise": 0.2, "pint_noise_last": 0.0, "num_epochs": 3})
+    found = [noise_on_positions(Progress(iteration=i, epoch_length=10), config) for i in (0, 15, 30, 40)]
+    assert [float(noise) for noise in found] == pytest.approx([0.2, 0.1, 0.0, 0.0])
+    as_recorded = noise_on_positions(Progress(iteration=torch.tensor(15), epoch_length=10), config)
+    assert as_recorded.item() == pytest.approx(0.1)
+    for last in (None, 0.2):
+        assert noise_on_positions(Progress(epoch_length=10), config.replace(pint_noise_last=last)) == 0.2
 
 
 def test_bfloat16_learns_as_float32_does(config):

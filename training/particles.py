@@ -46,6 +46,18 @@ def dynamic_discount(progress, config, device=None):
     return weights.clamp(max=1.0)[: max(horizon - config.num_static_frames + 1, 0)]
 
 
+def noise_on_positions(progress, config, device=None):
+    """The standard deviation of the noise on the positions that PINT sees, a number, or where it changes with the
+    iterations since the dynamics are trained, a scalar."""
+    first, last = config.pint_noise, config.pint_noise_last
+    if last in (None, first):
+        return first
+    begin, end = (epoch * progress.epoch_length for epoch in (config.start_dyn_epoch, config.num_epochs))
+    # Added to a tensor of the device, a number needs no copy that waits for it.
+    done = torch.zeros((), device=device) + (progress.iteration - begin) / (end - begin)
+    return first + (last - first) * done.clamp(0, 1)
+
+
 # ----------------------------------------------------------------------------------------------------------- the tasks
 
 
@@ -242,7 +254,7 @@ class DDLPTask(ParticleTask):
             forward_dyn=with_dynamics,
             train_enc_prior=config.train_enc_prior,
             num_static_frames=config.num_static_frames,
-            pint_noise=config.pint_noise,
+            pint_noise=noise_on_positions(progress, config, x.device),
             alpha_masks=False,
             **stage,
         )
@@ -266,12 +278,13 @@ class DDLPTask(ParticleTask):
 
     def _losses_of_dynamics(self, model, posterior, progress):
         """The loss of PINT alone on particles drawn from the posteriors of clips."""
-        config = self.config
+        config, device = self.config, posterior.z_base.device
+        noise = noise_on_positions(progress, config, device)
         return self.model.calc_dynamics_loss(
             posterior,
-            model(posterior, num_static_frames=config.num_static_frames, pint_noise=config.pint_noise),
+            model(posterior, num_static_frames=config.num_static_frames, pint_noise=noise),
             config.beta_dyn,
-            dynamic_discount(progress, config, posterior.z_base.device),
+            dynamic_discount(progress, config, device),
             beta_dyn_l1=config.beta_dyn_l1,
             num_static=config.num_static_frames,
             recon_loss_type=config.recon_loss_type,
