@@ -208,8 +208,8 @@ def test_particles_are_encoded_once_and_drawn_anew(config, tmp_path, monkeypatch
 
 
 def test_no_room_for_particles_is_said_with_the_key_that_needs_none(config, tmp_path, monkeypatch):
-    root = str(shutil.copytree(config["root"], tmp_path / "data"))
-    loop = new_loop({**config, "root": root}, **ALONE)
+    root = shutil.copytree(config["root"], tmp_path / "data", ignore=shutil.ignore_patterns(".cache"))
+    loop = new_loop({**config, "root": str(root)}, **ALONE)
     loop.progress.epoch = 1
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9e9, 9e9, 1e4))
     with pytest.raises(UserError, match=r"are free; .*, or dyn_particle_cache false, which encodes each batch anew"):
