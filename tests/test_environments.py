@@ -3,6 +3,7 @@ system without what only Unix has, and Python's newer ways to start processes.""
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -103,6 +104,16 @@ def test_an_mp4_without_ffmpeg_is_one_line(tmp_path, monkeypatch):
         save_animation(frames, tmp_path / "a.mp4", 0.1)
     save_animation(frames, tmp_path / "a.gif", 0.1)
     assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]
+
+
+def test_ctrl_c_ends_a_command_with_one_line():
+    code = "from utils.errors import run_command; import time; run_command(lambda: (print('on'), time.sleep(60)))"
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "on\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == "stopped\n" and process.returncode == 130
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes that end so")

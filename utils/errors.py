@@ -1,6 +1,7 @@
 """What a user can fix, and how a command says so."""
 
 import os
+import signal
 import sys
 import warnings
 from io import TextIOWrapper
@@ -35,7 +36,7 @@ def _output_has_no_reader():
 
 
 def run_command(main):
-    """Call ``main()``; a `UserError` becomes one line on stderr and its exit status, a warning to the user one line.
+    """Call ``main()``; a `UserError` or Ctrl-C becomes one line on stderr and an exit status, a warning one line.
     What the output's encoding lacks, such as bytes of file names that are no text, is printed as escapes."""
     if isinstance(sys.stdout, TextIOWrapper):  # a notebook's is another
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -60,6 +61,9 @@ def run_command(main):
         text = str(error).rstrip().rpartition(f"{type(error).__name__}: ")[2]
         print(f"error: {text}", file=sys.stderr)
         sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except RuntimeError as error:
         if not is_lost_process(error):
             raise
